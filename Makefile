@@ -1,0 +1,34 @@
+# Two commands do everything from a fresh machine: `make demo` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check install debian clean
+
+demo: install
+	$(BIN)/relay demo
+
+test: install debian
+	$(BIN)/pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+# Only names and versions are pinned; where they come from is the machine's business.
+$(VENV)/installed: requirements.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# What some tests need beside Python: two browsers, and a Redis 7 next to Valkey.
+debian:
+	tests/debian-packages
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

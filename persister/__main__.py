@@ -1,0 +1,120 @@
+"""The command `persister`. Signals and exit codes live here."""
+
+import json
+import logging
+import signal
+import threading
+from types import FrameType
+
+import click
+import redis
+
+from persister.dead_letters import DeadLetters
+from persister.loop import Loop
+from persister.settings import Settings
+from persister.store import Store
+from relay.connect import database, persister_redis
+from relay.errors import RelayError
+
+log = logging.getLogger("persister")
+
+
+@click.group()
+@click.version_option(package_name="rp-relay")
+def main() -> None:
+    """Drains the event log into PostgreSQL."""
+
+
+@main.command()
+@click.option("--name", help="Name in the consumer group; another one for each process. Default: the host's.")
+def run(name: str | None) -> None:
+    """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings(persister_name=name) if name else Settings()
+    loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
+    failed = threading.Event()
+
+    def stop(signum: int = 0, frame: FrameType | None = None) -> None:
+        for loop in loops:
+            loop.stop()
+
+    def drain(loop: Loop) -> None:
+        try:
+            loop.run()
+        except Exception:
+            log.exception("a shard is not drained any more; the process ends, to be started again")
+            failed.set()
+            stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed.is_set():
+        raise SystemExit(1)
+
+
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """What could not be archived."""
+
+
+@dead_letters.command("list")
+def list_() -> None:
+    """One line each: key, run, kind, reason."""
+    settings = Settings()
+    for letter in DeadLetters(_redis(settings), settings.shards):
+        run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
+        click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
+
+
+@dead_letters.command()
+@click.argument("key")
+def show(key: str) -> None:
+    """One dead letter, whole, as JSON."""
+    settings = Settings()
+    letter = DeadLetters(_redis(settings), settings.shards).get(key)
+    if letter is None:
+        raise click.ClickException(
+            "There is no dead letter with that key; `persister dead-letters list` shows all."
+        )
+    document = {"key": letter.key, "id": letter.stream_id.decode(), "reason": letter.reason} | letter.fields
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@dead_letters.command()
+@click.argument("keys", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+def requeue(keys: tuple[str, ...], everything: bool) -> None:
+    """Archive dead letters, under their own ids, now that the cause is gone."""
+    if not keys and not everything:
+        raise click.UsageError("Name dead letters, or say --all.")
+    settings = Settings()
+    letters = DeadLetters(_redis(settings), settings.shards)
+    store = _store(settings)
+    failed = False
+    for letter in letters:
+        if everything or letter.key in keys:
+            try:
+                reason = letters.requeue(letter, store)
+            except RelayError as error:
+                raise click.ClickException(str(error)) from error
+            failed = failed or reason is not None
+            click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
+    if failed:
+        raise SystemExit(1)
+
+
+def _redis(settings: Settings) -> redis.Redis:
+    return persister_redis(settings.redis_url.get_secret_value())
+
+
+def _store(settings: Settings) -> Store:
+    return Store(lambda: database(settings.database_url.get_secret_value()))
+
+
+if __name__ == "__main__":
+    main()

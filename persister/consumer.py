@@ -1,0 +1,120 @@
+"""This persister's side of the consumer group: what to store next, and what is stored."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import redis
+import redis.exceptions
+
+from persister.settings import Settings
+from relay.connect import BLOCK_MS
+from relay.stream import functions
+from relay.stream.keys import GROUP, ShardKeys
+
+log = logging.getLogger(__name__)
+
+
+class Delivery(NamedTuple):
+    """An entry as the group delivered it. No fields: it is gone from the log."""
+
+    stream_id: bytes
+    fields: Sequence[bytes] | None
+
+
+class Consumer:
+    """One member of a shard's group. Raises redis errors as they come: the loop starts anew on them."""
+
+    def __init__(self, client: redis.Redis, shard: int, settings: Settings) -> None:
+        self._redis = client
+        # Replies as the server sends them: the fields of an entry in order, not as a dictionary.
+        for command in ("XREADGROUP", "XAUTOCLAIM"):
+            client.set_response_callback(command, lambda reply, **_: reply)
+        self._keys = ShardKeys(shard)
+        self._settings = settings
+        self._backlog = True
+        self._claim_at = 0.0
+
+    def restart(self) -> None:
+        """After any error: what was delivered and not acknowledged comes first."""
+        self._backlog = True
+
+    def claim(self) -> list[Delivery]:
+        """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news; an
+        empty batch says that there was none."""
+        if self._backlog:
+            batch = self._read("0")
+            if batch:
+                return batch
+            self._backlog = False
+        if time.monotonic() >= self._claim_at:
+            batch = self._take_over()
+            if batch:
+                return batch
+            self._claim_at = time.monotonic() + self._settings.persister_claim_s / 2
+        return self._read(">")
+
+    def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
+        """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""
+        self._call(
+            functions.SETTLE,
+            [self._keys.log, *map(self._keys.run, newest)],
+            [
+                GROUP,
+                int(self._settings.run_log_ttl_s * 1000),
+                self._settings.run_log_entries,
+                *newest.values(),
+                *(delivery.stream_id for delivery in batch),
+            ],
+        )
+
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Moves an entry that can not be stored to the dead letters."""
+        self._call(
+            functions.BURY,
+            [self._keys.log, self._keys.dead_letters],
+            [GROUP, delivery.stream_id, "id", delivery.stream_id, "reason", reason, *(delivery.fields or ())],
+        )
+
+    def _read(self, start: str) -> list[Delivery]:
+        arguments: list[Any] = ["GROUP", GROUP, self._settings.persister_name]
+        arguments += ["COUNT", self._settings.persister_batch, "BLOCK", BLOCK_MS]
+        arguments += ["STREAMS", self._keys.log, start]
+        try:
+            reply = self._command("XREADGROUP", *arguments)
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # The log is new, or lost: from its beginning on, since what is archived already is left out.
+            self._call(functions.OPEN, [self._keys.log], [GROUP, 0])
+            return []
+        return [Delivery(*item) for item in reply[0][1]] if reply else []
+
+    def _take_over(self) -> list[Delivery]:
+        """Entries that a peer was given and did not acknowledge for long."""
+        idle_ms = int(self._settings.persister_claim_s * 1000)
+        arguments = [self._keys.log, GROUP, self._settings.persister_name, idle_ms, "0-0"]
+        try:
+            reply = self._command("XAUTOCLAIM", *arguments, "COUNT", self._settings.persister_batch)
+        except redis.exceptions.ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            return []
+        if reply[2]:
+            log.error("%d entries were gone from the log before they were archived", len(reply[2]))
+        return [Delivery(*item) for item in reply[1]]
+
+    def _command(self, *words: Any) -> Any:
+        return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    def _call(self, function: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
+        """Calls a server-side function; loads the library first where it is missing."""
+        args = list(args)
+        try:
+            return self._redis.fcall(function, len(keys), *keys, *args)
+        except redis.exceptions.ResponseError as error:
+            if functions.MISSING not in str(error):
+                raise
+        self._redis.function_load(functions.LIBRARY, replace=True)
+        return self._redis.fcall(function, len(keys), *keys, *args)

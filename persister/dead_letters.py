@@ -1,0 +1,68 @@
+"""What could not be archived: to be looked at, and stored after the cause is gone."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import redis
+
+from persister.store import Store
+from relay.events.registry import REGISTRY
+from relay.stream.entry import Entry, MalformedEntry, decode
+from relay.stream.keys import ShardKeys
+
+PAGE = 500
+
+
+class DeadLetter(NamedTuple):
+    """An entry that was not archived. `entry` is None where it is not one that this version can read."""
+
+    key: str
+    shard: int
+    stream_id: bytes
+    reason: str
+    entry: Entry | None
+    fields: dict[str, str]
+
+
+class DeadLetters:
+    """The dead letters of all shards. A key names one: `<shard>/<id>`."""
+
+    def __init__(self, client: redis.Redis, shards: int) -> None:
+        self._redis = client
+        self._keys = [ShardKeys(shard) for shard in range(shards)]
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        for keys in self._keys:
+            start = "-"
+            while page := self._page(keys, start):
+                for id, fields in page:
+                    yield _dead_letter(keys.shard, id, fields)
+                start = f"({page[-1][0].decode()}"
+
+    def _page(self, keys: ShardKeys, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        page: Any = self._redis.xrange(keys.dead_letters, start, "+", PAGE)
+        return list(page)
+
+    def get(self, key: str) -> DeadLetter | None:
+        return next((letter for letter in self if letter.key == key), None)
+
+    def requeue(self, letter: DeadLetter, store: Store) -> str | None:
+        """Archives it under its own id, and removes it. Answers why not, where it still can not be stored.
+        Raises DatabaseUnavailable."""
+        if letter.entry is None or letter.entry.kind not in REGISTRY:
+            return "this version can not read it"
+        for rejected in store.insert([letter.entry]):
+            return rejected.reason
+        self._redis.xdel(self._keys[letter.shard].dead_letters, letter.key.partition("/")[2])
+        return None
+
+
+def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    parts = dict(fields)
+    stream_id, reason = parts.pop(b"id"), parts.pop(b"reason").decode()
+    try:
+        entry = decode(stream_id, [part for pair in parts.items() for part in pair], shard)
+    except MalformedEntry:
+        entry = None
+    text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in parts.items()}
+    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text)

@@ -1,0 +1,44 @@
+"""What an operator can set for persisters, each with its reason."""
+
+import socket
+
+from pydantic import Field
+
+from relay.settings import StoreSettings
+
+
+class Settings(StoreSettings):
+    """A persister."""
+
+    persister_name: str = Field(
+        default_factory=socket.gethostname,
+        pattern=r"^[A-Za-z0-9._-]{1,100}$",
+        description="Its name in the consumer group: the same after a restart, so that it finds what it had "
+        "begun, and another one for each process that runs at the same time.",
+    )
+    persister_batch: int = Field(
+        1000,
+        gt=0,
+        le=10_000,
+        description="Entries in one transaction: large enough to be fast, small to repeat.",
+    )
+    persister_claim_s: float = Field(
+        30,
+        gt=0,
+        description="How long a batch may be with a silent peer before it is taken over: above any commit.",
+    )
+    log_retention_s: float = Field(
+        600,
+        ge=0,
+        description="How long archived entries stay in the shard log, for web workers that were away.",
+    )
+    run_log_entries: int = Field(
+        10_000,
+        gt=0,
+        description="Archived entries that a run log keeps; older ones are replayed from PostgreSQL.",
+    )
+    run_log_ttl_s: float = Field(
+        86_400,
+        gt=0,
+        description="How long a run log outlives its last archived event, for viewers who come back.",
+    )

@@ -1,0 +1,152 @@
+"""The web application, put together. The only module that knows everything.
+
+`create_app` opens nothing. The lifespan opens Redis and PostgreSQL, then starts what lives on them, and
+ends in the opposite order.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import redis.exceptions
+from fastapi import FastAPI, Path, Query, Response
+from starlette.types import ASGIApp
+
+from relay import __version__, connect
+from relay.auth import Ownership
+from relay.connect import Database
+from relay.errors import NotStored, RelayError
+from relay.history import History
+from relay.http import history as history_routes
+from relay.http import ops, problems, webhooks
+from relay.http.access import Access
+from relay.http.asgi import HandOff
+from relay.http.fastlane import FastLane
+from relay.http.stream import LiveStream, Shard
+from relay.hub import Hub
+from relay.settings import Settings
+from relay.stream.publish import Publisher
+from relay.stream.replay import Replay
+from relay.stream.tail import Tailer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What lives as long as the application runs."""
+
+    redis: redis.asyncio.Redis
+    database: Database
+    publisher: Publisher
+    replay: Replay
+    history: History
+    ownership: Ownership
+    shards: list[Shard]
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Services]:
+    """Opens the connections and runs the background tasks of one worker."""
+    redis_url = settings.redis_url.get_secret_value()
+    async with contextlib.AsyncExitStack() as stack:
+        client = connect.shared_redis(redis_url)
+        stack.push_async_callback(client.aclose)
+        database = Database(settings.database_url.get_secret_value(), settings.database_threads)
+        stack.callback(database.close)
+        history = History(database)
+        publisher = Publisher(
+            lambda: connect.append_link(redis_url),
+            history.highest,
+            shards=settings.shards,
+            deadline_s=settings.append_deadline_s,
+            remember_ms=int(settings.idempotency_hours * 3_600_000),
+        )
+        stack.push_async_callback(publisher.close)
+        shards = []
+        for shard in range(settings.shards):
+            hub = Hub()
+            tailer = Tailer(lambda: connect.tail_link(redis_url), hub, shard)
+            shards.append(Shard(hub, tailer))
+            for work in (tailer.run(), hub.keep_alive(settings.keep_alive_s)):
+                stack.push_async_callback(_stop, asyncio.create_task(work))
+        try:
+            await publisher.open()
+        except NotStored:
+            log.warning("the event log could not be opened yet; it will be with the first event")
+        yield Services(
+            client,
+            database,
+            publisher,
+            Replay(client, history, settings.shards),
+            history,
+            Ownership(database, client, shards=settings.shards, cache_s=settings.access_cache_s),
+            shards,
+        )
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def create_app(settings: Settings | None = None) -> ASGIApp:
+    """The ASGI application; for uvicorn, `uvicorn --factory relay.app:create_app`."""
+    settings = settings or Settings()
+    services: list[Services] = []
+
+    def now() -> Services:
+        return services[0]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as started:
+            services.append(started)
+            yield
+            services.clear()
+
+    app = FastAPI(title="rp-relay", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    access = Access(settings, lambda: now().ownership)
+    hooks = webhooks.webhooks(settings, lambda: now().publisher)
+    live = LiveStream(settings, access, lambda: now().replay, lambda: now().shards)
+    app.include_router(webhooks.router(settings, hooks, lambda: now().ownership))
+    app.include_router(history_routes.router(lambda: now().history, access))
+    app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))
+
+    @app.api_route(
+        f"{history_routes.RUN}/events",
+        methods=["GET", "HEAD"],
+        tags=["live"],
+        summary="A run as it happens",
+        responses={200: {"content": {"text/event-stream": {}}}, 204: {"description": "The run is over"}},
+    )
+    async def events(
+        conversation_id: Annotated[str, Path()],
+        run_id: Annotated[str, Path()],
+        resume: Annotated[bool, Query(description="Blocks carry ids")] = False,
+        last_event_id: Annotated[str | None, Query(description="Go on after this event")] = None,
+    ) -> Response:
+        return HandOff(live)
+
+    problems.install(app)
+    return FastLane(app, hooks, live)
+
+
+async def _redis(services: Services) -> str | None:
+    try:
+        await services.redis.ping()
+    except (redis.exceptions.RedisError, OSError):
+        return "Redis does not answer"
+    return None
+
+
+async def _postgres(services: Services) -> str | None:
+    try:
+        await services.database.rows("SELECT 1", {})
+    except RelayError:
+        return "PostgreSQL does not answer"
+    return None

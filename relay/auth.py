@@ -1,0 +1,221 @@
+"""Who may write, and who may see what."""
+
+import asyncio
+import hmac
+import time
+from collections import OrderedDict
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import jwt
+import redis.exceptions
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from relay.connect import Database
+from relay.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    Forbidden,
+    Misconfigured,
+    NotFound,
+    Unauthenticated,
+)
+from relay.stream.keys import ShardKeys, shard_of_run
+
+ALGORITHM = "HS256"
+OWNER_CACHE = 10_000
+OWNER_REMEMBERED_S = 24 * 3600
+MAX_BIGINT = (1 << 63) - 1
+
+_LOOK_UP = """
+    SELECT conversation.user_id, run.run_id, run.status, run.error_message,
+           to_char(run.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"'),
+           to_char(run.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
+    FROM conversations AS conversation
+    LEFT JOIN research_pipeline_runs AS run
+           ON run.conversation_id = conversation.id AND run.run_id = %(run_id)s
+    WHERE conversation.id = %(conversation_id)s
+"""
+
+_CLAIM_CONVERSATION = """
+    INSERT INTO conversations (id, user_id) VALUES (%(conversation_id)s, %(user_id)s)
+    ON CONFLICT (id) DO UPDATE SET user_id = conversations.user_id
+    RETURNING user_id
+"""
+
+# A run may have ended before it was made known: its end is then already archived.
+_CLAIM_RUN = """
+    INSERT INTO research_pipeline_runs (run_id, conversation_id, status, error_message, finished_at)
+    SELECT %(run_id)s, %(conversation_id)s,
+           CASE (metadata->>'success')::boolean
+                WHEN true THEN 'completed' WHEN false THEN 'failed' ELSE 'pending' END,
+           CASE WHEN NOT (metadata->>'success')::boolean THEN metadata->>'message' END,
+           created_at
+    FROM (VALUES (1)) AS one
+    LEFT JOIN LATERAL (
+        SELECT metadata, created_at FROM research_pipeline_run_events
+        WHERE run_id = %(run_id)s AND event_type = 'run_finished' ORDER BY id LIMIT 1
+    ) AS finished ON true
+    ON CONFLICT (run_id) DO UPDATE SET conversation_id = research_pipeline_runs.conversation_id
+    RETURNING conversation_id
+"""
+
+
+class Run(NamedTuple):
+    """A run as the database knows it; `status` is one of pending, running, completed, failed, cancelled."""
+
+    run_id: str
+    conversation_id: int
+    status: str
+    error_message: str | None
+    created_at: str
+    finished_at: str | None
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("completed", "failed", "cancelled")
+
+
+def check_writer(expected: SecretStr | None, authorization: bytes | None) -> None:
+    """Lets pipelines in. Raises Misconfigured or Unauthenticated.
+
+    Digests are compared, in constant time: tokens of any bytes and length take the same way.
+    """
+    if expected is None:
+        raise Misconfigured("The server has no TELEMETRY_WEBHOOK_TOKEN configured, so it accepts no events.")
+    scheme, _, token = (authorization or b"").partition(b" ")
+    presented = sha256(token.strip()).digest()
+    wanted = sha256(expected.get_secret_value().encode()).digest()
+    if scheme.lower() != b"bearer" or not hmac.compare_digest(presented, wanted):
+        raise Unauthenticated(
+            "The webhook token is missing or wrong; send it as 'Authorization: Bearer <token>'."
+        )
+
+
+def viewer(secret: SecretStr | None, token: str | None) -> int:
+    """The user that a viewer's token speaks for. Raises Misconfigured or Unauthenticated."""
+    if secret is None:
+        raise Misconfigured(
+            "The server has no RELAY_VIEWER_SECRET configured, so it can not tell viewers apart."
+        )
+    try:
+        claims = jwt.decode(
+            token or "",
+            secret.get_secret_value(),
+            algorithms=[ALGORITHM],
+            options={"require": ["exp", "sub"]},
+        )
+        return int(claims["sub"])
+    except (jwt.InvalidTokenError, ValueError) as error:
+        raise Unauthenticated(
+            "The viewer's token is missing, expired or not valid; "
+            "send it as a bearer token or in the cookie relay_token."
+        ) from error
+
+
+def mint_viewer_token(secret: str, user_id: int, ttl_s: int) -> str:
+    """A token with which `user_id` can view its runs for `ttl_s` seconds."""
+    return jwt.encode({"sub": str(user_id), "exp": int(time.time()) + ttl_s}, secret, ALGORITHM)
+
+
+class Ownership:
+    """Whose conversations and runs are whose.
+
+    The database says so. What it said last about a run is also kept in Redis, so that viewers who were
+    let in before can come back while the database is away, to whichever worker.
+    """
+
+    def __init__(self, database: Database, client: Redis, *, shards: int, cache_s: float) -> None:
+        self._database = database
+        self._redis = client
+        self._keys = [ShardKeys(shard) for shard in range(shards)]
+        self._cache_s = cache_s
+        self._known: OrderedDict[tuple[int, str], tuple[float, asyncio.Future[Any]]] = OrderedDict()
+
+    async def check(self, user_id: int, conversation_id: int, run_id: str) -> Run | None:
+        """The run, where the user owns it; None where only Redis could be asked.
+
+        Raises NotFound, Forbidden or DatabaseUnavailable.
+        """
+        if conversation_id > MAX_BIGINT:
+            raise NotFound("Conversation not found")
+        try:
+            row = await self._look_up(conversation_id, run_id)
+        except DatabaseUnavailable:
+            if await self._remembered(run_id) == (conversation_id, user_id):
+                return None
+            raise
+        if row is None:
+            raise NotFound("Conversation not found")
+        if row[0] != user_id:
+            raise Forbidden("You do not own this conversation")
+        if row[1] is None:
+            raise NotFound("Research run not found")
+        return Run(row[1], conversation_id, *row[2:])
+
+    async def claim(self, run_id: str, conversation_id: int, user_id: int) -> None:
+        """Makes a run known, once. Raises Conflict where it, or its conversation, is another's."""
+        values = {"run_id": run_id, "conversation_id": conversation_id, "user_id": user_id}
+        await self._database.run(lambda connection: _claim(connection, values))
+        await self._remember(run_id, conversation_id, user_id)
+
+    async def _look_up(self, conversation_id: int, run_id: str) -> Any:
+        """The row of _LOOK_UP. Those who ask at once, or soon after, share one query; a run that is not
+        there yet is asked for each time, since it may be made known any moment."""
+        key, now = (conversation_id, run_id), time.monotonic()
+        expires, shared = self._known.get(key, (0.0, None))
+        if shared is None or expires < now:
+            shared = asyncio.ensure_future(self._query(conversation_id, run_id))
+            self._known[key] = (now + self._cache_s, shared)
+            self._known.move_to_end(key)
+            if len(self._known) > OWNER_CACHE:
+                self._known.popitem(last=False)
+        try:
+            row = await asyncio.shield(shared)
+        except DatabaseUnavailable:
+            self._known.pop(key, None)
+            raise
+        if row is None or row[1] is None:
+            self._known.pop(key, None)
+        return row
+
+    async def _query(self, conversation_id: int, run_id: str) -> Any:
+        values = {"conversation_id": conversation_id, "run_id": run_id}
+        rows = await self._database.rows(_LOOK_UP, values)
+        row = rows[0] if rows else None
+        if row is not None and row[1] is not None:
+            await self._remember(run_id, conversation_id, row[0])
+        return row
+
+    def _key(self, run_id: str) -> str:
+        return self._keys[shard_of_run(run_id, len(self._keys))].owner(run_id)
+
+    async def _remember(self, run_id: str, conversation_id: int, user_id: int) -> None:
+        try:
+            await self._redis.set(self._key(run_id), f"{conversation_id}:{user_id}", ex=OWNER_REMEMBERED_S)
+        except (redis.exceptions.RedisError, OSError):
+            return  # A help for bad times, not worth failing good ones.
+
+    async def _remembered(self, run_id: str) -> tuple[int, int] | None:
+        try:
+            owner = await self._redis.get(self._key(run_id))
+        except (redis.exceptions.RedisError, OSError):
+            return None
+        if not isinstance(owner, bytes):
+            return None
+        conversation_id, user_id = owner.split(b":")
+        return int(conversation_id), int(user_id)
+
+
+def _claim(connection: Connection, values: dict[str, Any]) -> None:
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_CLAIM_CONVERSATION, values)
+        owner = cursor.fetchone()
+        if owner != (values["user_id"],):
+            raise Conflict("The conversation belongs to another user.")
+        cursor.execute(_CLAIM_RUN, values)
+        conversation = cursor.fetchone()
+        if conversation != (values["conversation_id"],):
+            raise Conflict("The run belongs to another conversation.")

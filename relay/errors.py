@@ -1,0 +1,139 @@
+"""Everything that can go wrong on purpose, as one tree.
+
+    RelayError
+    ├── Invalid                  the request can never succeed as it is
+    │   ├── MalformedJson        not JSON at all
+    │   ├── InvalidEvent         JSON, but not what the endpoint takes (carries `errors`)
+    │   ├── BatchTooLong         more events than one call may carry
+    │   ├── BodyTooLarge
+    │   ├── BodyTimeout          the body did not arrive in time
+    │   ├── UnsupportedMediaType
+    │   ├── MalformedPosition    a `Last-Event-ID` that no relay ever sent
+    │   └── BadRequest           any other malformed part of a request
+    ├── Refused                  the request is fine, the caller or the state is not
+    │   ├── Unauthenticated
+    │   ├── Forbidden
+    │   ├── NotFound
+    │   ├── Conflict             another owner has it
+    │   ├── KeyReused            an idempotency key came back with another payload
+    │   └── NotAcceptable
+    ├── Unavailable              try the same again later
+    │   ├── NotStored            certainly not stored
+    │   ├── OutcomeUnknown       may have been stored; retry with the same idempotency key
+    │   └── DatabaseUnavailable
+    └── Misconfigured            the operator has to act
+
+The message of an error is shown to the caller: it says what was wrong and what to do, and never
+holds input, tokens or SQL.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, TypedDict
+
+
+class FieldError(TypedDict):
+    """Where in the input, and what is wrong there; never the input itself."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class RelayError(Exception):
+    """Something went wrong that has a name."""
+
+    default: ClassVar[str] = "The request failed."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.default)
+
+
+class Invalid(RelayError):
+    default = "The request is not valid."
+
+
+class MalformedJson(Invalid):
+    default = "The body is not valid JSON."
+
+
+class InvalidEvent(Invalid):
+    default = "The body does not have the form that this endpoint takes; see 'errors'."
+
+    def __init__(self, errors: Sequence[FieldError], message: str | None = None) -> None:
+        super().__init__(message)
+        self.errors = list(errors)
+
+
+class BatchTooLong(Invalid):
+    pass
+
+
+class BodyTooLarge(Invalid):
+    pass
+
+
+class BodyTimeout(Invalid):
+    default = "The body did not arrive in time; send it without pauses."
+
+
+class UnsupportedMediaType(Invalid):
+    pass
+
+
+class MalformedPosition(Invalid):
+    default = "Last-Event-ID must be an event id as the stream sent it: a whole number."
+
+
+class BadRequest(Invalid):
+    pass
+
+
+class Refused(RelayError):
+    default = "The request was refused."
+
+
+class Unauthenticated(Refused):
+    default = "Authentication is missing or not valid."
+
+
+class Forbidden(Refused):
+    pass
+
+
+class NotFound(Refused):
+    pass
+
+
+class Conflict(Refused):
+    pass
+
+
+class KeyReused(Refused):
+    default = "This Idempotency-Key was used with another payload; use a new key for a new payload."
+
+
+class NotAcceptable(Refused):
+    default = "This endpoint answers text/event-stream; accept that type."
+
+
+class Unavailable(RelayError):
+    default = "The service is not available; try again later."
+
+
+class NotStored(Unavailable):
+    default = "The event was not stored, because the event log is not available; send it again."
+
+
+class OutcomeUnknown(Unavailable):
+    default = (
+        "The event log did not answer in time, so the event may or may not have been stored; "
+        "send it again with the same Idempotency-Key."
+    )
+
+
+class DatabaseUnavailable(Unavailable):
+    default = "The archive is not available; try again later."
+
+
+class Misconfigured(RelayError):
+    default = "The server is not configured for this request."

@@ -1,0 +1,63 @@
+"""What an event kind declares."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from relay.stream.keys import RUN_ID
+
+ROUNDING = 1e-6
+
+
+def _clamp(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+RunId = Annotated[str, StringConstraints(pattern=f"^{RUN_ID}$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=100_000)]
+Fraction = Annotated[
+    float,
+    Field(ge=-ROUNDING, le=1 + ROUNDING, allow_inf_nan=False),
+    AfterValidator(_clamp),
+]
+"""0.0 to 1.0; what sums of floats leave outside by up to 1e-6 is rounding, and is clamped."""
+
+
+class Kind(BaseModel):
+    """One kind of event. A subclass is the whole declaration: the payload's fields, and these:
+
+    kind         its name, in batches and in the stream
+    path         its webhook, below /research-pipeline/events
+    flat         the webhook takes the fields beside `run_id`, not inside `event`
+    sse_type     the `type` of its frames
+    initial_key  its list in the `initial` frame
+    history_path its list below a run, where it has one
+    table        where its rows go; `columns` are those beside id, run_id and created_at, with
+                 their SQL types, and are also the members of what viewers and history show
+    kind_column  where several kinds share a table, the column that holds the kind's name
+    also         SQL run with the rows in the same transaction; `events` is the set of rows
+    ends_run     whether the run is over with it
+
+    Validation is strict. Unknown fields are ignored: refused telemetry is lost telemetry.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, ser_json_inf_nan="constants")
+
+    kind: ClassVar[str]
+    path: ClassVar[str]
+    flat: ClassVar[bool] = False
+    sse_type: ClassVar[str]
+    initial_key: ClassVar[str]
+    history_path: ClassVar[str | None] = None
+    table: ClassVar[str]
+    columns: ClassVar[Mapping[str, str]]
+    kind_column: ClassVar[str | None] = None
+    also: ClassVar[str | None] = None
+    ends_run: ClassVar[bool] = False
+
+    @classmethod
+    def live(cls, payload: bytes) -> bytes:
+        """The `data` of the live frame, from the payload that history shows: the same, as a rule."""
+        return payload

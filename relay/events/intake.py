@@ -1,0 +1,158 @@
+"""From the bytes of a webhook body to valid events. Pure: no I/O, no framework.
+
+One validation straight from the bytes, by pydantic-core; then the event is written as JSON once, with all
+its fields and no unknown ones, and stays that text on its whole way. What is special (a NUL, a lone
+surrogate, a number that is none, deep nesting) is looked for with a substring search, and handled slowly
+where it is found.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from relay.errors import BatchTooLong, FieldError, InvalidEvent, MalformedJson
+from relay.events.base import Kind, RunId
+from relay.events.registry import REGISTRY
+from relay.stream.entry import NewEvent
+
+MAX_DEPTH = 64
+"""Nesting of arrays and objects in an event: far more than a person can read."""
+
+REPLACEMENT = rb"\ufffd"
+
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
+)
+_BAD_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Envelope(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+def _webhook(kind: type[Kind]) -> TypeAdapter[Any]:
+    """What the webhook of a kind takes."""
+    if kind.flat:
+        return TypeAdapter(create_model(f"{kind.__name__}Webhook", __base__=kind, run_id=(RunId, ...)))
+    return TypeAdapter(
+        create_model(f"{kind.__name__}Webhook", __base__=_Envelope, run_id=(RunId, ...), event=(kind, ...))
+    )
+
+
+def _item(kind: type[Kind]) -> type[BaseModel]:
+    """What a batch takes of a kind."""
+    name: Any = Literal[kind.kind]
+    return create_model(
+        f"{kind.__name__}Item", __base__=_Envelope, run_id=(RunId, ...), kind=(name, ...), event=(kind, ...)
+    )
+
+
+WEBHOOKS: Mapping[str, TypeAdapter[Any]] = {name: _webhook(kind) for name, kind in REGISTRY.items()}
+
+_ITEM: Any = Annotated[Union[tuple(map(_item, REGISTRY.values()))], Discriminator("kind")]  # noqa: UP007
+BATCH: TypeAdapter[Any] = TypeAdapter(list[_ITEM])
+"""What the batch endpoint takes."""
+
+
+def parse_event(kind: type[Kind], body: bytes) -> NewEvent:
+    """The event in a webhook's body. Raises MalformedJson or InvalidEvent."""
+    envelope = _validate(WEBHOOKS[kind.kind], body)
+    event = envelope if kind.flat else envelope.event
+    return NewEvent(envelope.run_id, kind.kind, _text(event, ()))
+
+
+def parse_batch(body: bytes, limit: int) -> list[NewEvent]:
+    """The events in a JSON array. Raises MalformedJson, InvalidEvent or BatchTooLong."""
+    items = _validate(BATCH, body)
+    if len(items) > limit:
+        raise BatchTooLong(f"The batch holds more than {limit} events; send it in parts.")
+    if not items:
+        raise InvalidEvent([_error((), "The batch is empty", "too_short")])
+    return [NewEvent(item.run_id, item.kind, _text(item.event, (index,))) for index, item in enumerate(items)]
+
+
+def parse_lines(body: bytes, limit: int) -> list[NewEvent]:
+    """The events in NDJSON, one a line; blank lines do not count. Raises as `parse_batch` does."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    events = parse_batch(b"[" + b",\n".join(lines) + b"]", limit)
+    if len(events) != len(lines):
+        raise MalformedJson("Each line has to hold exactly one JSON object.")
+    return events
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """A model from a body. Raises MalformedJson or InvalidEvent."""
+    result: Model = _validate(TypeAdapter(model), body)
+    return result
+
+
+def _validate(adapter: TypeAdapter[Any], body: bytes) -> Any:
+    if b"\\u" in body and _BAD_ESCAPE.search(body):
+        body = _ESCAPE.sub(_replace, body)
+    try:
+        return adapter.validator.validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    if found[0]["type"] == "json_invalid":
+        # pydantic's message says what the parser missed and where, and nothing of the input.
+        raise MalformedJson(f"The body is not valid JSON ({found[0]['msg'].removeprefix('Invalid JSON: ')}).")
+    raise InvalidEvent(validation_errors(found))
+
+
+def _replace(escape: re.Match[bytes]) -> bytes:
+    """NUL, which PostgreSQL does not store, and half surrogate pairs, which are no text, become U+FFFD."""
+    text = escape.group()
+    return REPLACEMENT if len(text) == 6 and _BAD_ESCAPE.fullmatch(text) else text
+
+
+def _text(event: Any, place: tuple[int, ...]) -> bytes:
+    """The event as JSON. Raises MalformedJson or InvalidEvent for what validation let through."""
+    kind: type[Kind] = type(event)
+    text: bytes = kind.__pydantic_serializer__.to_json(
+        event, exclude=set(event.__pydantic_extra__) if event.__pydantic_extra__ else None
+    )
+    if (b"NaN" in text or b"Infinity" in text) and not _finite(event.model_dump()):
+        raise MalformedJson("The body holds a number that JSON can not hold: NaN, or an infinite one.")
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        message = f"Input is nested more than {MAX_DEPTH} levels deep"
+        raise InvalidEvent([_error((*place, "event"), message, "too_deep")])
+    return text
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return not isinstance(value, list) or all(map(_finite, value))
+
+
+def _depth(text: bytes) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[{\]}]", _STRING.sub(b"", text)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _error(loc: Sequence[str | int], msg: str, type: str) -> FieldError:
+    return {"loc": list(loc), "msg": msg, "type": type}
+
+
+def validation_errors(found: Sequence[ErrorDetails]) -> list[FieldError]:
+    """What pydantic found, as far as it does not repeat the input: its message for a wrong tag would."""
+    return [
+        _error(
+            item["loc"],
+            "Input has an unknown kind" if item["type"] == "union_tag_invalid" else item["msg"],
+            item["type"],
+        )
+        for item in found[:20]
+    ]

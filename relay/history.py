@@ -1,0 +1,173 @@
+"""What the archive holds, as SQL. Payloads are built as JSON by PostgreSQL and passed through as text.
+
+The tables are those of the registry, so the statements are made from it, once, on import. Names come from
+class declarations that were checked there; values are always parameters.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from psycopg2.extensions import connection as Connection  # noqa: N812
+from psycopg2.extras import RealDictCursor
+
+from relay.connect import Database
+from relay.events.base import Kind
+from relay.events.registry import REGISTRY, TABLES
+from relay.stream.entry import Record
+from relay.stream.keys import MAX_EVENT_ID, START
+
+PAGE = 1000
+"""Rows in one query: what is held in memory of a history, however long it is."""
+
+_ROWS = """
+    SELECT id, run_id, {columns},
+           to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"') AS created_at
+    FROM {table}
+    WHERE run_id = %(run_id)s AND id > %(after)s AND id < %(before)s
+    ORDER BY id
+    LIMIT %(limit)s
+"""
+
+_PAGE = f"""
+    SELECT string_agg(row_to_json(payload)::text, ',' ORDER BY id), max(id), count(*)
+    FROM ({_ROWS}) AS payload
+"""  # noqa: S608
+
+_RECORDS = f"""
+    SELECT id, {{kind}} AS kind, row_to_json(payload)::text AS payload
+    FROM ({_ROWS}) AS payload
+"""  # noqa: S608
+
+_NEWEST = "SELECT max(id) AS id FROM {table} WHERE run_id = %(run_id)s"
+
+_HIGHEST = "SELECT max(id) AS id FROM {table}"
+
+_LATEST_PROGRESS = """
+    SELECT id, step, progress
+    FROM rp_paper_generation_events
+    WHERE run_id = %(run_id)s
+    ORDER BY id DESC
+    LIMIT 1
+"""
+
+_PAPER_GENERATION_EVENTS = """
+    SELECT id, run_id, step, substep, progress, step_progress, details, created_at
+    FROM rp_paper_generation_events
+    WHERE run_id = %(run_id)s
+    ORDER BY id {direction}
+    LIMIT %(limit)s
+"""
+
+
+def _of(kind: type[Kind], template: str) -> str:
+    name = kind.kind_column or f"'{kind.kind}'"
+    return template.format(kind=name, table=kind.table, columns=", ".join(kind.columns))
+
+
+def _over_all(template: str) -> str:
+    return " UNION ALL ".join(f"({_of(kind, template)})" for kind in TABLES.values())
+
+
+_PAGES = {table: _of(kind, _PAGE) for table, kind in TABLES.items()}
+_ALL_RECORDS = f"SELECT id, kind, payload FROM ({_over_all(_RECORDS)}) AS record ORDER BY id LIMIT %(limit)s"  # noqa: S608
+_NEWEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_NEWEST)}) AS newest"  # noqa: S608
+_HIGHEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_HIGHEST)}) AS highest"  # noqa: S608
+
+
+class PaperGenerationEvent(NamedTuple):
+    """A row of `rp_paper_generation_events`."""
+
+    id: int
+    run_id: str
+    step: str
+    substep: str | None
+    progress: float
+    step_progress: float
+    details: dict[str, Any] | None
+    created_at: datetime
+
+
+def list_paper_generation_events(connection: Connection, run_id: str) -> list[PaperGenerationEvent]:
+    """All rows of a run, oldest first, in memory."""
+    return _paper_generation_events(connection, run_id, "ASC", None)
+
+
+def get_latest_paper_generation_event(connection: Connection, run_id: str) -> PaperGenerationEvent | None:
+    """The newest row of a run."""
+    return next(iter(_paper_generation_events(connection, run_id, "DESC", 1)), None)
+
+
+def _paper_generation_events(
+    connection: Connection, run_id: str, direction: str, limit: int | None
+) -> list[PaperGenerationEvent]:
+    with connection.cursor(cursor_factory=RealDictCursor) as cursor:
+        cursor.execute(
+            _PAPER_GENERATION_EVENTS.format(direction=direction), {"run_id": run_id, "limit": limit}
+        )
+        return [PaperGenerationEvent(**row) for row in cursor.fetchall()]
+
+
+class Page(NamedTuple):
+    """Rows of one table: their payloads joined by commas, the last one's id, and how many rows they are."""
+
+    payloads: bytes
+    last: int
+    rows: int
+
+
+class Progress(NamedTuple):
+    """Where the newest row of a run stands."""
+
+    id: int
+    step: str
+    progress: float
+
+
+class History:
+    """Reads of the archive. Each raises DatabaseUnavailable."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, table: str, run_id: str, after: int, before: int, limit: int = PAGE) -> Page:
+        """The first `limit` rows with after < id < before."""
+        window = {"run_id": run_id, "after": after, "before": before, "limit": limit}
+        row = await self._first(_PAGES[table], window)
+        return Page((row[0] or "").encode(), row[1] or after, row[2])
+
+    async def payloads(self, table: str, run_id: str, before: int) -> AsyncIterator[bytes]:
+        """The payloads of all rows with id < before, page by page."""
+        after, full = START - 1, True
+        while full:
+            page = await self.page(table, run_id, after, before)
+            if page.rows:
+                yield page.payloads
+            after, full = page.last, page.rows == PAGE
+
+    async def latest(self, run_id: str) -> Progress | None:
+        row = await self._first(_LATEST_PROGRESS, {"run_id": run_id})
+        return Progress(*row) if row else None
+
+    async def records(self, run_id: str, first: int, before: int | None, limit: int) -> Sequence[Record]:
+        """Events of all kinds with first <= id < before."""
+        window = {
+            "run_id": run_id,
+            "after": first - 1,
+            "before": MAX_EVENT_ID + 1 if before is None else before,
+            "limit": limit,
+        }
+        rows = await self._database.rows(_ALL_RECORDS, window)
+        return [Record(id, kind, payload.encode()) for id, kind, payload in rows if kind in REGISTRY]
+
+    async def newest(self, run_id: str) -> int:
+        """The highest id of the run, or START."""
+        return (await self._first(_NEWEST_OF_ALL, {"run_id": run_id}))[0] or START
+
+    async def highest(self) -> int:
+        """The highest id of all, or START."""
+        return (await self._first(_HIGHEST_OF_ALL, {}))[0] or START
+
+    async def _first(self, statement: str, values: dict[str, Any]) -> Any:
+        rows = await self._database.rows(statement, values)
+        return rows[0] if rows else None

@@ -1,0 +1,84 @@
+"""The few things that an ASGI application needs, for the paths that skip the framework."""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+
+JSON = b"application/json"
+NDJSON = b"application/x-ndjson"
+
+
+class HandOff(Response):
+    """What a route answers that leaves the rest to an ASGI application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that (lower-case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            assert isinstance(value, bytes)  # noqa: S101 - what ASGI says, for the type checker
+            return value
+    return None
+
+
+def check_media_type(scope: Scope, *accepted: bytes) -> bytes:
+    """The content type, one of `accepted`. Raises UnsupportedMediaType."""
+    declared = header(scope, b"content-type") or b""
+    media_type, _, parameters = declared.partition(b";")
+    media_type = media_type.strip().lower()
+    charset = parameters.strip().lower().replace(b'"', b"")
+    if media_type not in accepted or charset not in (b"", b"charset=utf-8"):
+        wanted = " or ".join(kind.decode() for kind in accepted)
+        raise UnsupportedMediaType(f"Send the body as {wanted}, in UTF-8.")
+    if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Send the body without a content encoding.")
+    return media_type
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float) -> bytes:
+    """The whole body. Raises BodyTooLarge (before reading, where the length is declared) or BodyTimeout."""
+    declared = header(scope, b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await receive()
+            if not message.get("more_body") and message["type"] == "http.request":
+                body: bytes = message.get("body", b"")
+                _check_length(body, limit)
+                return body
+            return await _rest(message, receive, limit)
+    except TimeoutError as error:
+        raise BodyTimeout from error
+
+
+async def _rest(message: Message, receive: Receive, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        _check_length(body, limit)
+        if not message.get("more_body"):
+            return bytes(body)
+        message = await receive()
+
+
+def _check_length(body: bytes | bytearray, limit: int) -> None:
+    if len(body) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than the {limit} bytes that this endpoint takes.")

@@ -1,0 +1,110 @@
+"""Errors as answers: RFC 9457 problem details, with `detail` always a string.
+
+The body never holds input, tokens, SQL or a stack trace. `errors` lists what is wrong in a valid JSON
+body, as `[{"loc", "msg", "type"}]`.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from relay import errors
+from relay.events.intake import validation_errors
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_TABLE: Mapping[type[errors.RelayError], tuple[int, str]] = {
+    errors.MalformedJson: (400, "invalid-json"),
+    errors.InvalidEvent: (422, "invalid-event"),
+    errors.BatchTooLong: (413, "batch-too-long"),
+    errors.BodyTooLarge: (413, "body-too-large"),
+    errors.BodyTimeout: (408, "body-timeout"),
+    errors.UnsupportedMediaType: (415, "unsupported-media-type"),
+    errors.MalformedPosition: (400, "malformed-last-event-id"),
+    errors.BadRequest: (400, "bad-request"),
+    errors.Unauthenticated: (401, "unauthenticated"),
+    errors.Forbidden: (403, "forbidden"),
+    errors.NotFound: (404, "not-found"),
+    errors.Conflict: (409, "conflict"),
+    errors.KeyReused: (409, "idempotency-key-reused"),
+    errors.NotAcceptable: (406, "not-acceptable"),
+    errors.NotStored: (503, "not-stored"),
+    errors.OutcomeUnknown: (503, "outcome-unknown"),
+    errors.DatabaseUnavailable: (503, "archive-unavailable"),
+    errors.Unavailable: (503, "unavailable"),
+    errors.Misconfigured: (500, "misconfigured"),
+    errors.RelayError: (500, "internal"),
+}
+
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"www-authenticate": "Bearer", "connection": "close"},
+    408: {"connection": "close"},
+    413: {"connection": "close"},
+    503: {"retry-after": "1"},
+}
+"""A body that was not read has to be cut off, or it would be taken for the next request."""
+
+
+def problem(error: errors.RelayError) -> Response:
+    """The answer to an error."""
+    status, slug = next(_TABLE[cls] for cls in type(error).__mro__ if cls in _TABLE)
+    details = error.errors if isinstance(error, errors.InvalidEvent) else None
+    return _response(status, slug, str(error), details)
+
+
+def _response(
+    status: int,
+    slug: str,
+    detail: str,
+    details: list[errors.FieldError] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    body = {
+        "type": f"urn:rp-relay:problem:{slug}",
+        "title": slug.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+    }
+    if details is not None:
+        body["errors"] = details
+    return Response(
+        to_json(body), status, {**_HEADERS.get(status, {}), **(headers or {})}, media_type=MEDIA_TYPE
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Makes every answer of the application that is an error a problem."""
+
+    async def relay_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, errors.RelayError)  # noqa: S101 - registered for it below
+        return problem(error)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - registered for it below
+        detail = {
+            404: "There is nothing at this path.",
+            405: "This path does not take that method; see the header Allow.",
+        }.get(error.status_code, "The request failed.")
+        slug = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
+        return _response(error.status_code, slug, detail, headers=error.headers)
+
+    async def invalid_request(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it below
+        found = validation_errors(list(error.errors()))
+        return problem(errors.InvalidEvent(found, "A parameter of the request is not valid; see 'errors'."))
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("unexpected %s while answering %s", type(error).__name__, request.method, exc_info=error)
+        return _response(500, "internal", "Something unexpected went wrong; it is in the server's log.")
+
+    app.add_exception_handler(errors.RelayError, relay_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(Exception, unexpected)

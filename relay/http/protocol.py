@@ -1,0 +1,38 @@
+"""uvicorn's HTTP protocol, with three things that a stream of events needs.
+
+The stream gets at its connection through `scope["extensions"]["relay.connection"]`: to write a ready chunk
+to the transport without an awaited call per viewer and event, to hear when the connection is lost without
+a task that waits for it, and to hear when the server shuts down, since uvicorn itself would wait for an
+endless response for ever.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+EXTENSION = "relay.connection"
+
+
+class StreamingProtocol(HttpToolsProtocol):
+    """One connection. `on_lost` and `on_shutdown` are called at most once each, while they are set."""
+
+    transport: asyncio.Transport
+    on_lost: Callable[[], None] | None = None
+    on_shutdown: Callable[[], None] | None = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+        scope["extensions"] = {EXTENSION: self}
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.on_shutdown is not None:
+            self.on_shutdown()

@@ -1,0 +1,198 @@
+"""The webhooks: token, body, validation, append, 204 — in that order.
+
+Each is an ASGI application. The routes, which put them into the OpenAPI document, hand over to them; so
+does the fast lane, which gets there without the router.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from relay import auth
+from relay.auth import MAX_BIGINT, Ownership
+from relay.errors import BadRequest, RelayError
+from relay.events.base import Kind
+from relay.events.intake import (
+    BATCH,
+    WEBHOOKS,
+    parse,
+    parse_batch,
+    parse_event,
+    parse_lines,
+)
+from relay.events.registry import REGISTRY
+from relay.http.asgi import JSON, NDJSON, HandOff, check_media_type, header, read_body
+from relay.http.problems import MEDIA_TYPE, problem
+from relay.settings import Settings
+from relay.stream.entry import NewEvent
+from relay.stream.keys import RUN_ID
+from relay.stream.publish import Publisher
+
+PREFIX = "/research-pipeline/events"
+BATCH_PATH = f"{PREFIX}/batch"
+
+_KEY = re.compile(rb"[\x21-\x7e]{1,255}")
+
+_START: Message = {"type": "http.response.start", "status": 204, "headers": []}
+_BODY: Message = {"type": "http.response.body"}
+
+Parse = Callable[[bytes, bytes], Sequence[NewEvent]]
+"""(media type, body) to events."""
+
+
+class Webhook:
+    """One webhook: an ASGI application that stores the events of a body."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        publisher: Callable[[], Publisher],
+        parse: Parse,
+        *media_types: bytes,
+        limit: int,
+    ) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._parse = parse
+        self._media_types = media_types
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            auth.check_writer(self._settings.webhook_token, header(scope, b"authorization"))
+            media_type = check_media_type(scope, *self._media_types)
+            key = _idempotency_key(scope)
+            body = await read_body(scope, receive, self._limit, self._settings.body_timeout_s)
+            await self._publisher().append(self._parse(media_type, body), key)
+        except RelayError as error:
+            await problem(error)(scope, receive, send)
+        else:
+            await send(_START)
+            await send(_BODY)
+
+
+def _idempotency_key(scope: Scope) -> str | None:
+    key = header(scope, b"idempotency-key")
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise BadRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
+    return key.decode()
+
+
+class RunClaim(BaseModel):
+    """Whose run it is."""
+
+    model_config = ConfigDict(strict=True)
+
+    conversation_id: Annotated[int, Field(gt=0, le=MAX_BIGINT)]
+    user_id: Annotated[int, Field(ge=0, le=MAX_BIGINT)]
+
+
+def webhooks(settings: Settings, publisher: Callable[[], Publisher]) -> Mapping[str, ASGIApp]:
+    """The webhook at each path."""
+
+    def of_kind(kind: type[Kind]) -> Webhook:
+        def parse_one(media_type: bytes, body: bytes) -> Sequence[NewEvent]:
+            return (parse_event(kind, body),)
+
+        return Webhook(settings, publisher, parse_one, JSON, limit=settings.event_bytes)
+
+    def parse_many(media_type: bytes, body: bytes) -> Sequence[NewEvent]:
+        parse_all = parse_lines if media_type == NDJSON else parse_batch
+        return parse_all(body, settings.batch_events)
+
+    batch = Webhook(settings, publisher, parse_many, JSON, NDJSON, limit=settings.batch_bytes)
+    return {PREFIX + kind.path: of_kind(kind) for kind in REGISTRY.values()} | {BATCH_PATH: batch}
+
+
+def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[[], Ownership]) -> APIRouter:
+    """The routes of the pipeline's side."""
+    routes = APIRouter(tags=["pipeline"])
+
+    async def check_writer(request: Request) -> None:
+        auth.check_writer(settings.webhook_token, header(request.scope, b"authorization"))
+
+    schemas: dict[str, Any] = {
+        PREFIX + kind.path: WEBHOOKS[name].json_schema() for name, kind in REGISTRY.items()
+    } | {BATCH_PATH: BATCH.json_schema()}
+    for path, app in apps.items():
+        routes.add_api_route(
+            path,
+            _hand_off(app),
+            methods=["POST"],
+            status_code=204,
+            summary=f"Store {'a batch of events' if path == BATCH_PATH else 'one event'}",
+            responses=_PROBLEMS,
+            openapi_extra={
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[path]}}},
+                "parameters": [_KEY_PARAMETER],
+                "security": [{"webhookToken": []}],
+            },
+            name=path,
+        )
+
+    @routes.put(
+        "/research-pipeline/runs/{run_id}",
+        status_code=204,
+        summary="Make a run known, with its owner",
+        responses=_PROBLEMS,
+        dependencies=[Depends(check_writer)],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": RunClaim.model_json_schema()}},
+            },
+            "security": [{"webhookToken": []}],
+        },
+    )
+    async def claim(request: Request, run_id: Annotated[str, Path(pattern=f"^{RUN_ID}$")]) -> Response:
+        owner = parse(RunClaim, await _body(request))
+        await ownership().claim(run_id, owner.conversation_id, owner.user_id)
+        return Response(status_code=204)
+
+    async def _body(request: Request) -> bytes:
+        check_media_type(request.scope, JSON)
+        return await read_body(request.scope, request.receive, settings.event_bytes, settings.body_timeout_s)
+
+    return routes
+
+
+def _hand_off(app: ASGIApp) -> Callable[[], Response]:
+    async def endpoint() -> Response:
+        return HandOff(app)
+
+    return endpoint  # type: ignore[return-value]
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": what,
+        "content": {
+            MEDIA_TYPE: {"schema": {"type": "object", "required": ["type", "title", "status", "detail"]}}
+        },
+    }
+    for status, what in {
+        400: "The body is not JSON",
+        401: "The token is missing or wrong",
+        409: "It contradicts what is stored",
+        413: "The body is too large",
+        415: "The body has another type",
+        422: "The body does not have the right form",
+        500: "The server has no token configured",
+        503: "Not stored, or the outcome is unknown: send it again",
+    }.items()
+}
+
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Makes a retry safe: the same key and payload are stored once.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}

@@ -1,0 +1,58 @@
+"""The web service as processes: uvicorn, with our protocol class."""
+
+import logging
+import socket
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
+
+from relay.app import create_app
+from relay.http.protocol import StreamingProtocol
+from relay.processes import die_with_parent
+
+GRACE_S = 10
+"""The backstop of a shutdown: viewers leave at once, and requests have an answer within 3 s."""
+
+KEEP_ALIVE_S = 75
+"""Longer than the idle time-out of common proxies, so that they never write into a closing connection."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket, so that it can be had before there is a server. Raises OSError."""
+    return socket.create_server((host, port), backlog=2048, reuse_port=False)
+
+
+def serve(listener: socket.socket, workers: int) -> None:
+    """Serves until SIGINT or SIGTERM: viewers are told to come back, requests under way are answered."""
+    config = uvicorn.Config(
+        "relay.server:worker" if workers > 1 else create_app,
+        factory=True,
+        http=StreamingProtocol,
+        loop="uvloop",
+        workers=workers,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        lifespan="on",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        log_config=None,
+    )
+    if workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def worker() -> ASGIApp:
+    """The application in one of several workers, which would outlive a killed parent otherwise."""
+    configure_logging()
+    die_with_parent()
+    return create_app()
+
+
+def configure_logging() -> None:
+    """To stderr, one line each."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

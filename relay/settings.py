@@ -1,0 +1,95 @@
+"""What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from relay.stream.keys import MAX_SHARDS
+
+
+def _plain(name: str) -> AliasChoices:
+    """A variable that is named without the prefix, since pipelines and platforms already set it so."""
+    return AliasChoices(name.lower(), name)
+
+
+class StoreSettings(BaseSettings):
+    """Where the stores are: the same for every process of a deployment."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="RELAY_", extra="ignore")
+
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        validation_alias=_plain("REDIS_URL"),
+        description="The Redis or Valkey that holds the logs. It must keep an append-only file: what "
+        "it loses, is lost.",
+    )
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
+        validation_alias=_plain("DATABASE_URL"),
+        description="The PostgreSQL that holds the archive, as a libpq URL.",
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=MAX_SHARDS,
+        description="How many logs the runs spread over; more than one serves to use a cluster's nodes. "
+        "Never lower it, and raise it only while no run is under way: a run's events stay in its shard.",
+    )
+
+
+class Settings(StoreSettings):
+    """The web service."""
+
+    webhook_token: SecretStr | None = Field(
+        None,
+        validation_alias=_plain("TELEMETRY_WEBHOOK_TOKEN"),
+        description="What pipelines present as a bearer token. Without it every webhook answers 500.",
+    )
+    viewer_secret: SecretStr | None = Field(
+        None,
+        description="The HS256 key of viewers' tokens. Without it no viewer can be told from "
+        "another, and all get 500.",
+    )
+    event_bytes: int = Field(
+        256 * 1024, gt=0, description="The largest body of one event: room for a long review, not for a file."
+    )
+    batch_bytes: int = Field(
+        8 * 1024 * 1024,
+        gt=0,
+        description="The largest body of a batch; it is held in memory until it is stored.",
+    )
+    batch_events: int = Field(
+        1000,
+        gt=0,
+        description="Events in one batch: the function that stores them blocks Redis while it runs.",
+    )
+    body_timeout_s: float = Field(
+        10, gt=0, description="How long a sender may take over a body, so that slow ones do not pile up."
+    )
+    append_deadline_s: float = Field(
+        2.8,
+        gt=0,
+        description="How long the webhook waits for Redis: an answer within 3 s keeps pipelines going.",
+    )
+    idempotency_hours: float = Field(
+        24, gt=0, description="How long an Idempotency-Key is remembered: longer than any client retries."
+    )
+    keep_alive_s: float = Field(
+        15,
+        gt=0,
+        description="How often an idle stream gets a comment: below the idle time-out of common proxies.",
+    )
+    viewer_buffer_bytes: int = Field(
+        256 * 1024, gt=0, description="What may wait for one viewer in memory before it counts as slow."
+    )
+    slow_viewer_s: float = Field(
+        10, gt=0, description="How long a viewer may stay slow before it is cut; it resumes by id."
+    )
+    access_cache_s: float = Field(
+        5,
+        ge=0,
+        description="How long a worker trusts what it read about a run's owner, so that many viewers "
+        "cost one query.",
+    )
+    database_threads: int = Field(
+        4, gt=0, description="Database calls under way at once in one worker; each has its own connection."
+    )

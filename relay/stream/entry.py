@@ -1,0 +1,83 @@
+"""What an event looks like in a stream, and as JSON. Pure: no I/O.
+
+A stream entry has three fields, always in this order: `r` the run, `k` the kind, `e` the event's
+own JSON text. What viewers, history and the archive's insert see is the *payload*: that text with
+id, run and time spliced around it, so that nothing is parsed and written again on the way.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from relay.events.registry import REGISTRY
+from relay.sse import Frame, message
+from relay.stream.keys import StreamId, created_at, event_id
+
+FIELDS = (b"r", b"k", b"e")
+
+
+class NewEvent(NamedTuple):
+    """An event that is valid and not stored yet. `text` is a JSON object with at least one member."""
+
+    run_id: str
+    kind: str
+    text: bytes
+
+
+class Entry(NamedTuple):
+    """An event in a stream."""
+
+    id: int
+    run_id: str
+    kind: str
+    text: bytes
+
+    @property
+    def record(self) -> "Record":
+        """The event as viewers see it."""
+        payload = b'{"id":%d,"run_id":"%b",%b,"created_at":"%b"}' % (
+            self.id,
+            self.run_id.encode(),
+            self.text[1:-1],
+            created_at(self.id).encode(),
+        )
+        return Record(self.id, self.kind, payload)
+
+
+class Record(NamedTuple):
+    """An event as viewers and history see it. `payload` is a JSON object: id, run_id, the columns of its
+    kind, created_at."""
+
+    id: int
+    kind: str
+    payload: bytes
+
+    @property
+    def ends_run(self) -> bool:
+        return self.kind in REGISTRY and REGISTRY[self.kind].ends_run
+
+
+class MalformedEntry(ValueError):
+    """An entry that this relay's function did not write."""
+
+
+def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
+    """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
+    try:
+        if not fields or tuple(fields[::2]) != FIELDS:
+            raise MalformedEntry("it does not have the fields of an event")
+        _, run_id, _, kind, _, text = fields
+        if not (text[:1] == b"{" and text[-1:] == b"}" and len(text) > 2):
+            raise MalformedEntry("its text is not a JSON object")
+        return Entry(event_id(StreamId.parse(stream_id), shard), run_id.decode(), kind.decode(), text)
+    except MalformedEntry:
+        raise
+    except ValueError as error:
+        raise MalformedEntry("its id or a name in it is not one that the relay writes") from error
+
+
+def frame(record: Record) -> Frame | None:
+    """The live frame of an event; None for a kind that this version does not know."""
+    kind = REGISTRY.get(record.kind)
+    if kind is None:
+        return None
+    return Frame(record.id, message(kind.sse_type, kind.live(record.payload)), last=kind.ends_run)

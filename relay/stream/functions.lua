@@ -1,0 +1,163 @@
+-- The relay's server-side functions. Each is one atomic step on the keys of one shard.
+--
+-- The server isolates a function but never rolls one back, so each checks all that could fail
+-- before it writes. Ids are counted in ordinals, milliseconds * 256 + sequence: consecutive
+-- numbers are consecutive ids, and all stay far below 2^53, where Lua's numbers are exact.
+
+local SEQUENCES = 256
+
+local function ordinal(id)
+  local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
+  return tonumber(ms) * SEQUENCES + tonumber(sequence)
+end
+
+local function stream_id(number)
+  local sequence = number % SEQUENCES
+  return string.format('%.0f-%d', (number - sequence) / SEQUENCES, sequence)
+end
+
+local function field(flat, name)
+  for i = 1, #flat, 2 do
+    if flat[i] == name then return flat[i + 1] end
+  end
+end
+
+-- The highest id that a log ever held, as an ordinal; nil and an error where there is no log.
+local function top(log)
+  local info = redis.pcall('XINFO', 'STREAM', log)
+  if info.err then
+    if redis.call('EXISTS', log) == 0 then
+      return nil, redis.error_reply('NOLOG the shard log does not exist')
+    end
+    return nil, info
+  end
+  return ordinal(field(info, 'last-generated-id'))
+end
+
+-- Appends groups of events, each group whole and in order, to the shard log and the run logs.
+--
+-- KEYS  the shard log; the run logs; the keys of idempotency keys
+-- ARGV  the number of run logs, how many ms to remember an idempotency key, then for each group:
+--         the index in KEYS of its idempotency key or 0, a digest of it, its number of events,
+--         then for each event: the index in KEYS of its run log, run, kind, text
+-- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
+-- group whose key was used for the same digest before is not written again and answers what it
+-- answered then; with another digest it is not written and answers -1.
+local function append(keys, args)
+  local log, runs, remember = keys[1], tonumber(args[1]), args[2]
+  local last, problem = top(log)
+  if problem then return problem end
+  for i = 2, runs + 1 do
+    local tip = redis.pcall('XREVRANGE', keys[i], '+', '-', 'COUNT', 1)
+    if tip.err then return tip end
+    if tip[1] then last = math.max(last, ordinal(tip[1][1])) end
+  end
+  local now = redis.call('TIME')
+  local clock = (tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)) * SEQUENCES
+  local next_ordinal = math.max(clock, last + 1)
+
+  local answers, writes, used = {}, {}, {}
+  local i = 3
+  while i <= #args do
+    local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
+    local first = next_ordinal
+    if once > 0 then
+      local before = used[once] or redis.pcall('GET', keys[once])
+      if type(before) == 'table' then return before end
+      if before then
+        local same, number = string.match(before, '^(.*):(%d+)$')
+        first = same == digest and tonumber(number) or -1
+      else
+        used[once] = digest .. ':' .. string.format('%.0f', first)
+      end
+    end
+    if first == next_ordinal then
+      writes[#writes + 1] = i + 3
+      writes[#writes + 1] = count
+      next_ordinal = next_ordinal + count
+    end
+    answers[#answers + 1] = first
+    i = i + 3 + 4 * count
+  end
+
+  local number = next_ordinal
+  for w = 2, #writes, 2 do number = number - writes[w] end
+  for w = 1, #writes, 2 do
+    local a = writes[w]
+    for _ = 1, writes[w + 1] do
+      local id = stream_id(number)
+      redis.call('XADD', log, id, 'r', args[a + 1], 'k', args[a + 2], 'e', args[a + 3])
+      redis.call('XADD', keys[tonumber(args[a])], id, 'r', args[a + 1], 'k', args[a + 2], 'e', args[a + 3])
+      number = number + 1
+      a = a + 4
+    end
+  end
+  -- A run log expires only once all of it is archived (see settle), so news takes its expiry away.
+  for r = 2, runs + 1 do redis.call('PERSIST', keys[r]) end
+  for once, value in pairs(used) do redis.call('SET', keys[once], value, 'PX', remember) end
+  return answers
+end
+
+-- Makes sure that a shard log and its group exist, and that its ids go on above a floor.
+--
+-- KEYS  the shard log
+-- ARGV  the group; the highest ordinal known to be taken
+-- Answers the highest ordinal taken.
+local function open(keys, args)
+  local log, floor = keys[1], tonumber(args[2])
+  local created = redis.pcall('XGROUP', 'CREATE', log, args[1], '0', 'MKSTREAM')
+  if created.err and not string.find(created.err, 'BUSYGROUP') then return created end
+  local last, problem = top(log)
+  if problem then return problem end
+  if floor > last then
+    redis.call('XSETID', log, stream_id(floor))
+    return floor
+  end
+  return last
+end
+
+-- Acknowledges archived entries, and bounds the run logs that they belong to.
+--
+-- KEYS  the shard log; run logs
+-- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps,
+--       then for each run log: the id of its newest entry among those acknowledged, then all ids
+-- A run log whose newest entry is archived gets its expiry, and one that is too long loses its
+-- oldest entries, but never one that is not archived. Answers how many were acknowledged.
+local function settle(keys, args)
+  local log, group, lifetime, keep = keys[1], args[1], args[2], tonumber(args[3])
+  local runs = #keys - 1
+  local acknowledged = 0
+  for i = 4 + runs, #args do
+    acknowledged = acknowledged + redis.call('XACK', log, group, args[i])
+  end
+  local oldest = redis.call('XPENDING', log, group)[2]
+  for r = 1, runs do
+    local run = keys[r + 1]
+    local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
+    if tip and tip[1] == args[3 + r] then redis.call('PEXPIRE', run, lifetime) end
+    local length = redis.call('XLEN', run)
+    if length > keep then
+      -- Entries up to the newest one just acknowledged are archived, but for those still pending.
+      local archived = args[3 + r]
+      if oldest and ordinal(oldest) <= ordinal(archived) then archived = '(' .. oldest end
+      local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
+      redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)
+    end
+  end
+  return acknowledged
+end
+
+-- Moves an entry that can not be archived to the dead letters, once, however often it is called.
+--
+-- KEYS  the shard log; the dead letters
+-- ARGV  the group; the entry's id; the fields of the dead letter
+local function bury(keys, args)
+  if redis.call('XACK', keys[1], args[1], args[2]) == 0 then return 0 end
+  redis.call('XADD', keys[2], '*', unpack(args, 3))
+  return 1
+end
+
+redis.register_function('append_@VERSION@', append)
+redis.register_function('open_@VERSION@', open)
+redis.register_function('settle_@VERSION@', settle)
+redis.register_function('bury_@VERSION@', bury)

@@ -1,0 +1,109 @@
+"""The names of everything in Redis, and the arithmetic of ids. Pure: no I/O.
+
+An event has one identity, written in two ways:
+
+* in Redis, a stream id `<milliseconds>-<sequence>` within a shard;
+* everywhere else, an integer below 2^53: 41 bits of milliseconds since 2025-01-01, 4 bits of
+  shard, 8 bits of sequence.
+
+Both order events the same way within a shard, and each gives back the other. In between lies the
+*ordinal*, `milliseconds * 256 + sequence`, in which consecutive ids of a shard are consecutive
+numbers: the server-side function counts in ordinals.
+"""
+
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import NamedTuple
+from zlib import crc32
+
+EPOCH_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
+TIME_BITS, SHARD_BITS, SEQUENCE_BITS = 41, 4, 8
+MAX_SHARDS = 1 << SHARD_BITS
+SEQUENCES = 1 << SEQUENCE_BITS
+MAX_EVENT_ID = (1 << (TIME_BITS + SHARD_BITS + SEQUENCE_BITS)) - 1
+
+RUN_ID = r"[A-Za-z0-9._:-]{1,128}"
+"""What a run may be called. No braces: a name can not steer a key into another cluster slot."""
+
+GROUP = "persister"
+START = 0
+"""The position before the first event of any run."""
+
+
+class StreamId(NamedTuple):
+    """A Redis stream id, ordered as Redis orders it."""
+
+    ms: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, text: bytes | str) -> "StreamId":
+        ms, _, sequence = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        return cls(int(ms), int(sequence))
+
+    @classmethod
+    def from_ordinal(cls, ordinal: int) -> "StreamId":
+        return cls(ordinal >> SEQUENCE_BITS, ordinal & (SEQUENCES - 1))
+
+    @property
+    def ordinal(self) -> int:
+        return (self.ms << SEQUENCE_BITS) | self.sequence
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.sequence}"
+
+
+def event_id(stream_id: StreamId, shard: int) -> int:
+    """The integer identity of the entry `stream_id` of `shard`.
+
+    Raises ValueError for a stream id that the relay's function can not have made.
+    """
+    ms = stream_id.ms - EPOCH_MS
+    if not (0 <= ms < 1 << TIME_BITS and 0 <= stream_id.sequence < SEQUENCES and 0 <= shard < MAX_SHARDS):
+        raise ValueError("the stream id or the shard is outside of what an event id can hold")
+    return (ms << (SHARD_BITS + SEQUENCE_BITS)) | (shard << SEQUENCE_BITS) | stream_id.sequence
+
+
+def stream_id(event_id: int) -> StreamId:
+    """The stream id of an event; its shard is `shard_of_event`."""
+    return StreamId((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS, event_id & (SEQUENCES - 1))
+
+
+def ordinal_above(event_id: int) -> int:
+    """An ordinal that no event up to `event_id`, of whichever shard, has reached."""
+    return StreamId(stream_id(event_id).ms + 1, 0).ordinal
+
+
+def shard_of_event(event_id: int) -> int:
+    return (event_id >> SEQUENCE_BITS) & (MAX_SHARDS - 1)
+
+
+def shard_of_run(run_id: str, shards: int) -> int:
+    return crc32(run_id.encode()) % shards
+
+
+def created_at(event_id: int) -> str:
+    """When the event was accepted, in ISO 8601 with milliseconds: part of the id, so the same everywhere."""
+    return datetime.fromtimestamp(stream_id(event_id).ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+class ShardKeys:
+    """The Redis keys of one shard. The hash tag keeps them in one cluster slot."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self._prefix = f"relay:{{{shard}}}:"
+        self.log = self._prefix + "log"
+        self.dead_letters = self._prefix + "dead"
+
+    def run(self, run_id: str) -> str:
+        """The run log."""
+        return f"{self._prefix}run:{run_id}"
+
+    def once(self, idempotency_key: str) -> str:
+        """What an idempotency key was used for. Hashed: the key is input of any length and alphabet."""
+        return f"{self._prefix}once:{blake2b(idempotency_key.encode(), digest_size=16).hexdigest()}"
+
+    def owner(self, run_id: str) -> str:
+        """Whose run it is, as last seen in the database."""
+        return f"{self._prefix}owner:{run_id}"

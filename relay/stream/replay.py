@@ -1,0 +1,135 @@
+"""What a viewer missed: from the run log, and from the archive where the run log does not reach.
+
+Both are asked for the event at the viewer's position *and* what follows. Only where that very event
+comes first in the answer is there certainly no hole behind it. (Before START there is nothing, so from
+there on all that both hold is without a hole.)
+"""
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, cast
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from relay.errors import Unavailable
+from relay.events.registry import INITIAL_KEYS, REGISTRY
+from relay.stream.entry import MalformedEntry, Record, decode
+from relay.stream.keys import START, ShardKeys, shard_of_run, stream_id
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+"""Records in one read: what is held in memory for one viewer at a time."""
+
+
+class Archive(Protocol):
+    """The part of history that replay needs."""
+
+    async def records(self, run_id: str, first: int, before: int | None, limit: int) -> Sequence[Record]:
+        """Records with first <= id < before, in order."""
+        ...
+
+    def payloads(self, table: str, run_id: str, before: int) -> AsyncIterator[bytes]:
+        """The payloads in a table with id < before, in order: pages, each joined by commas."""
+        ...
+
+    async def newest(self, run_id: str) -> int:
+        """The highest id of the run, or START."""
+        ...
+
+
+class Page(NamedTuple):
+    """Records that follow a position. `end` is the end of the run, where it is among them or at the
+    position. `more`: there may be more to read at once."""
+
+    records: Sequence[Record]
+    end: Record | None
+    more: bool
+
+
+class Snapshot(NamedTuple):
+    """All that happened in a run up to and with the event `position`."""
+
+    position: int
+    end: Record | None
+    lists: AsyncIterator[bytes]
+    """The lists of the `initial` frame, as pieces of JSON: `"key":[...],"key":[...]`."""
+
+
+class Replay:
+    """Reads of the past, for all viewers of a worker."""
+
+    def __init__(self, client: Redis, archive: Archive, shards: int) -> None:
+        self._redis = client
+        self._archive = archive
+        self._keys = [ShardKeys(shard) for shard in range(shards)]
+
+    async def after(self, run_id: str, position: int) -> Page | None:
+        """What follows `position`; None where the position can not be continued from. Raises Unavailable."""
+        start = str(stream_id(position)) if position != START else "-"
+        logged = await self._logged(run_id, start, PAGE + 1)
+        if logged and logged[0].id == position:
+            return _page(logged, position)
+        # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
+        before = logged[0].id if logged else None
+        archived = await self._archive.records(run_id, position, before, PAGE + 1)
+        if position != START and (not archived or archived[0].id != position):
+            return None
+        return _page(archived if len(archived) > PAGE else [*archived, *logged], position)
+
+    async def snapshot(self, run_id: str) -> Snapshot:
+        """The whole run. Raises Unavailable."""
+        logged = list(await self._logged(run_id, "-", PAGE))
+        while logged and (page := await self._logged(run_id, f"({stream_id(logged[-1].id)}", PAGE)):
+            logged += page
+        before = logged[0].id if logged else await self._archive.newest(run_id) + 1
+        return Snapshot(
+            position=logged[-1].id if logged else before - 1,
+            end=_end(logged),
+            lists=self._lists(run_id, before, logged),
+        )
+
+    async def _lists(self, run_id: str, before: int, logged: Sequence[Record]) -> AsyncIterator[bytes]:
+        for place, key in enumerate(INITIAL_KEYS):
+            yield b'%b"%b":[' % (b"," if place else b"", key.encode())
+            kinds = {name: kind for name, kind in REGISTRY.items() if kind.initial_key == key}
+            separator = b""
+            for table in {kind.table for kind in kinds.values()} if before > START + 1 else ():
+                async for payloads in self._archive.payloads(table, run_id, before):
+                    yield separator + payloads
+                    separator = b","
+            if payloads := b",".join(record.payload for record in logged if record.kind in kinds):
+                yield separator + payloads
+            yield b"]"
+
+    async def _logged(self, run_id: str, start: str, limit: int) -> Sequence[Record]:
+        """Records of the run log from the stream id `start` on."""
+        shard = shard_of_run(run_id, len(self._keys))
+        try:
+            reply = await self._redis.xrange(self._keys[shard].run(run_id), start, "+", limit)
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise Unavailable("The event log is not available; connect again later.") from error
+        return list(_records(cast(_Reply, reply), shard))
+
+
+def _page(found: Sequence[Record], position: int) -> Page:
+    records = [record for record in found if record.id > position]
+    return Page(records, _end(found), more=len(records) >= PAGE)
+
+
+def _end(records: Sequence[Record]) -> Record | None:
+    return next((record for record in records if record.ends_run), None)
+
+
+_Reply = Iterable[tuple[bytes, Mapping[bytes, bytes]]]
+
+
+def _records(reply: _Reply, shard: int) -> Iterator[Record]:
+    for id, fields in reply:
+        try:
+            entry = decode(id, [part for pair in fields.items() for part in pair], shard)
+        except MalformedEntry as error:
+            log.error("an entry of shard %d was passed over: %s", shard, error)
+        else:
+            yield entry.record

@@ -1,0 +1,52 @@
+"""A viewer in Python: one run, from its beginning to its end, over as many connections as it takes."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from httpx_sse import connect_sse
+
+from relay.errors import RelayError
+
+RECONNECT_S = 1.0
+IDLE_S = 60.0
+"""Four keep-alives: a connection that is silent for longer is dead."""
+
+
+class NotAdmitted(RelayError):
+    """The service does not let this viewer in; its answer is the message."""
+
+
+def watch(url: str, conversation_id: int, run_id: str, token: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every block of the stream until the run is over: its id, and its message `{"type": ..., "data": ...}`.
+
+    Raises NotAdmitted where asking again would not help.
+    """
+    path = f"{url}/conversations/{conversation_id}/idea/research-run/{run_id}/events"
+    headers = {"authorization": f"Bearer {token}"}
+    delay = 0.0
+    with httpx.Client(timeout=httpx.Timeout(10, read=IDLE_S), headers=headers) as client:
+        while True:
+            time.sleep(delay)
+            delay = RECONNECT_S
+            try:
+                with connect_sse(client, "GET", path, params={"resume": "true"}) as source:
+                    status = source.response.status_code
+                    if status == 204:
+                        return
+                    if 400 <= status < 500:
+                        source.response.read()
+                        raise NotAdmitted(source.response.json()["detail"])
+                    source.response.raise_for_status()
+                    for event in source.iter_sse():
+                        if not event.data:
+                            continue  # no event by the standard, only a new time to wait
+                        client.headers["last-event-id"] = event.id
+                        message: dict[str, Any] = json.loads(event.data)
+                        yield int(event.id), message
+                        if message["type"] == "complete":
+                            return
+            except (httpx.TransportError, httpx.HTTPStatusError):
+                continue
