@@ -1,0 +1,49 @@
+"""Real servers for all tests that need them: started once, emptied in between."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg2
+import pytest
+import redis
+
+from relay import embedded, migrate
+from relay.processes import running
+
+
+class Servers(NamedTuple):
+    """The URLs of a Valkey and a PostgreSQL with the newest schema."""
+
+    redis_url: str
+    database_url: str
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's servers keep their data."""
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="session")
+def session_servers(directory: Path) -> Iterator[Servers]:
+    valkey, redis_url = embedded.valkey(directory / "valkey")
+    postgres, database_url = embedded.postgres(directory / "postgres")
+    with running(valkey), running(postgres):
+        migrate.upgrade(database_url)
+        yield Servers(redis_url, database_url)
+
+
+@pytest.fixture
+def servers(session_servers: Servers) -> Servers:
+    """The session's servers, empty."""
+    client = redis.Redis.from_url(session_servers.redis_url)
+    client.flushall()
+    client.close()
+    connection = psycopg2.connect(session_servers.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        tables = [name for (name,) in cursor.fetchall() if name != "alembic_version"]
+        cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
+    connection.close()
+    return session_servers
