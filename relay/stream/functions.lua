@@ -62,13 +62,14 @@ local function append(keys, args)
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal
     if once > 0 then
-      local before = used[once] or redis.pcall('GET', keys[once])
+      local key = keys[once]
+      local before = used[key] or redis.pcall('GET', key)
       if type(before) == 'table' then return before end
       if before then
         local same, number = string.match(before, '^(.*):(%d+)$')
         first = same == digest and tonumber(number) or -1
       else
-        used[once] = digest .. ':' .. string.format('%.0f', first)
+        used[key] = digest .. ':' .. string.format('%.0f', first)
       end
     end
     if first == next_ordinal then
@@ -94,7 +95,7 @@ local function append(keys, args)
   end
   -- A run log expires only once all of it is archived (see settle), so news takes its expiry away.
   for r = 2, runs + 1 do redis.call('PERSIST', keys[r]) end
-  for once, value in pairs(used) do redis.call('SET', keys[once], value, 'PX', remember) end
+  for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
   return answers
 end
 

@@ -1,0 +1,346 @@
+"""The persister on real servers: all that is in the log comes into the archive once, or says why not."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg2
+import pytest
+import redis
+
+from persister.consumer import Consumer
+from persister.dead_letters import DeadLetters
+from persister.loop import Loop
+from persister.settings import Settings
+from persister.store import Store, statements
+from persister.trim import limit, trim
+from relay.connect import database, persister_redis
+from relay.errors import DatabaseUnavailable
+from relay.events.kinds import RunFinished
+from relay.stream.entry import NewEvent
+from relay.stream.keys import GROUP, ShardKeys, StreamId
+from relay.stream.publish import Publisher
+from tests.conftest import Servers
+from tests.factories import progress
+from tests.waiting import wait_until
+
+KEYS = ShardKeys(0)
+
+
+def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
+    text = json.dumps(progress(**changes), ensure_ascii=False)
+    return NewEvent(run_id, "paper_generation_progress", text.encode())
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    opened = persister_redis(servers.redis_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(servers: Servers) -> Iterator[Store]:
+    made = Store(lambda: database(servers.database_url))
+    yield made
+    made.close()
+
+
+Make = Callable[..., Loop]
+
+
+@pytest.fixture
+def persister(servers: Servers, client: redis.Redis, store: Store) -> Make:
+    """Makes persisters of a name; by default they share one connection to each server."""
+
+    def make(name: str = "p", use: Store | None = None, **settings: Any) -> Loop:
+        chosen = Settings(persister_name=name, **settings)
+        return Loop(client, use or store, 0, chosen)
+
+    return make
+
+
+def drain(loop: Loop) -> int:
+    """Steps until nothing is pending and nothing new; answers how many entries there were."""
+    total = 0
+    while count := loop.step():
+        total += count
+    return total
+
+
+def rows(servers: Servers, columns: str = "id", table: str = "rp_paper_generation_events") -> list[Any]:
+    connection = psycopg2.connect(servers.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(f"SELECT {columns} FROM {table} ORDER BY id")  # noqa: S608
+        found = cursor.fetchall()
+    connection.close()
+    return [row[0] if len(row) == 1 else row for row in found]
+
+
+def pending(client: redis.Redis) -> int:
+    found: Any = client.xpending(KEYS.log, GROUP)
+    return int(found["pending"])
+
+
+@pytest.fixture(autouse=True)
+def short_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A persister that finds nothing new says so at once."""
+    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
+
+
+async def test_events_come_into_the_archive_as_they_are(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    sent = [event(substep="naïve ✓ \u2028", progress=0.1), event(substep=None, details=None)]
+    ids = await publisher.append(sent)
+    assert drain(persister()) == 2
+    found = rows(servers, "id, run_id, step, substep, progress, step_progress, details")
+    expected = [json.loads(new.text) for new in sent]
+    assert [row[0] for row in found] == ids
+    assert [dict(zip(expected[0], row[2:], strict=True)) for row in found] == expected
+    assert pending(client) == 0
+    null_details = rows(servers, "details IS NULL")
+    assert null_details == [False, True], "a missing object is no row value, not the JSON word null"
+
+
+async def test_the_end_of_a_run_gives_the_run_its_status(
+    servers: Servers, publisher: Publisher, persister: Make
+) -> None:
+    connection = psycopg2.connect(servers.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO conversations (id, user_id) VALUES (1, 1)")
+        cursor.execute(
+            "INSERT INTO research_pipeline_runs (run_id, conversation_id) VALUES ('run-1', 1), ('run-2', 1)"
+        )
+    connection.close()
+    end = '{"event_type":"run_finished","metadata":{"success":%s,"message":"why"}}'
+    ends = [
+        NewEvent(run, "run_finished", (end % success).encode())
+        for run, success in (("run-1", "false"), ("run-2", "true"), ("run-1", "true"))
+    ]
+    await publisher.append(ends)
+    drain(persister())
+    found = rows(
+        servers,
+        "run_id, status, error_message, finished_at IS NOT NULL",
+        "(SELECT *, run_id AS id FROM research_pipeline_runs) AS run",
+    )
+    assert found == [("run-1", "failed", "why", True), ("run-2", "completed", None, True)], (
+        "the first end counts"
+    )
+    assert len(rows(servers, table="research_pipeline_run_events")) == 3
+
+
+class DyingStore(Store):
+    """A store whose process dies right after it committed."""
+
+    def insert(self, entries: Any) -> Any:
+        super().insert(entries)
+        raise SystemExit
+
+
+async def test_a_persister_that_died_after_the_commit_doubles_nothing(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event() for _ in range(10)])
+    dying = DyingStore(lambda: database(servers.database_url))
+    with pytest.raises(SystemExit):
+        drain(persister(use=dying))
+    dying.close()
+    assert (rows(servers), pending(client)) == (ids, 10)
+    assert drain(persister()) == 10, "its own backlog comes first"
+    assert (rows(servers), pending(client)) == (ids, 0)
+
+
+async def test_what_a_silent_peer_left_is_taken_over(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event() for _ in range(10)])
+    left = Consumer(client, 0, Settings(persister_name="silent")).claim()
+    assert len(left) == 10
+    patient, eager = persister("patient"), persister("eager", persister_claim_s=0.01)
+    assert drain(patient) == 0, "the peer may still be at work"
+    wait_until(lambda: drain(eager), "the abandoned entries")
+    assert (rows(servers), pending(client)) == (ids, 0)
+
+
+async def test_several_persisters_share_the_work(servers: Servers, publisher: Publisher) -> None:
+    loops = [
+        Loop(
+            persister_redis(servers.redis_url),
+            Store(lambda: database(servers.database_url)),
+            0,
+            Settings(persister_name=f"p{number}", persister_batch=20),
+        )
+        for number in range(3)
+    ]
+    threads = [threading.Thread(target=loop.run) for loop in loops]
+    for thread in threads:
+        thread.start()
+    ids = []
+    for _ in range(50):
+        ids += await publisher.append([event(f"run-{number}") for number in range(20)])
+    wait_until(lambda: len(rows(servers)) == len(ids), "all rows")
+    client = persister_redis(servers.redis_url)
+    wait_until(lambda: pending(client) == 0, "all acknowledgements")
+    consumers: Any = client.xinfo_consumers(KEYS.log, GROUP)
+    for loop in loops:
+        loop.stop()
+    for thread in threads:
+        thread.join()
+    client.close()
+    assert rows(servers) == ids
+    assert len(consumers) == 3
+
+
+async def test_while_the_database_is_away_nothing_is_acknowledged(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    def away() -> Any:
+        raise DatabaseUnavailable
+
+    ids = await publisher.append([event() for _ in range(5)])
+    with pytest.raises(DatabaseUnavailable):
+        drain(persister(use=Store(away)))
+    assert pending(client) == 5
+    drain(persister())
+    assert rows(servers) == ids
+
+
+async def test_a_schema_that_is_not_there_yet_is_waited_for(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event()])
+    connection = psycopg2.connect(servers.database_url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE rp_paper_generation_events RENAME TO elsewhere")
+        with pytest.raises(DatabaseUnavailable):
+            drain(persister())
+        cursor.execute("ALTER TABLE elsewhere RENAME TO rp_paper_generation_events")
+    connection.close()
+    drain(persister())
+    assert rows(servers) == ids
+
+
+BAD = [
+    (b'{"step":"a\\u0000b","progress":0,"step_progress":0}', "NUL"),
+    (b'{"step":null,"progress":0,"step_progress":0}', "a missing value"),
+    (b'{"step":"s","progress":1e999,"step_progress":0}', "a number out of range"),
+    (b'{"step":"s", not json at all}', "no JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "what"), BAD, ids=[what for _, what in BAD])
+async def test_a_bad_event_goes_to_the_dead_letters_and_all_others_to_the_archive(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, text: bytes, what: str
+) -> None:
+    events = [event() for _ in range(99)]
+    ids = await publisher.append(
+        [*events[:70], NewEvent("run-1", "paper_generation_progress", text), *events[70:]]
+    )
+    assert drain(persister()) == 100
+    assert rows(servers) == ids[:70] + ids[71:]
+    (letter,) = DeadLetters(client, 1)
+    assert letter.entry is not None
+    assert (letter.entry.id, letter.entry.text, bool(letter.reason)) == (ids[70], text, True)
+    assert text.decode() not in letter.reason
+    assert pending(client) == 0
+
+
+async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    await publisher.append([event(), NewEvent("run-1", "from_the_future", b'{"n":1}')])
+    client.xadd(KEYS.log, {"some": "thing"})
+    drain(persister())
+    assert [letter.reason for letter in DeadLetters(client, 1)] == [
+        "its kind is not known to this version",
+        "it does not have the fields of an event",
+    ]
+    assert (len(rows(servers)), pending(client)) == (1, 0)
+
+
+async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_go(
+    publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    await publisher.append([event()])
+    (gone,) = Consumer(client, 0, Settings(persister_name="p")).claim()
+    client.xdel(KEYS.log, gone.stream_id)
+    drain(persister("p"))
+    assert (len(list(DeadLetters(client, 1))), pending(client)) == (1, 0)
+
+
+async def test_a_dead_letter_is_requeued_under_its_own_id(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, store: Store
+) -> None:
+    ids = await publisher.append(
+        [NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')]
+    )
+    drain(persister())
+    letters = DeadLetters(client, 1)
+    (letter,) = letters
+    assert letters.requeue(letter, store), "the cause is still there"
+    connection = psycopg2.connect(servers.database_url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step DROP NOT NULL")
+        assert letters.requeue(letter, store) is None
+        assert (rows(servers), list(letters)) == (ids, [])
+        cursor.execute("DELETE FROM rp_paper_generation_events")
+        cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step SET NOT NULL")
+    connection.close()
+
+
+async def test_a_lost_log_is_drained_again_from_its_beginning(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    first = await publisher.append([event()])
+    loop = persister()
+    drain(loop)
+    client.flushall()
+    second = await publisher.append([event()])
+    drain(loop)
+    assert rows(servers) == first + second
+
+
+async def test_only_what_is_archived_and_old_is_trimmed(
+    publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    await publisher.append([event() for _ in range(500)])
+    for _ in range(2):
+        Consumer(client, 0, Settings(persister_name="slow", persister_batch=100)).claim()
+    assert trim(client, 0, timedelta(0)) == 0, "the first ones are pending"
+    drain(persister("slow"))
+    assert trim(client, 0, timedelta(hours=1)) == 0, "they are in the retention window"
+    assert trim(client, 0, timedelta(seconds=-1)) > 0
+
+
+@pytest.mark.parametrize(
+    ("pending", "delivered", "retained", "stays"),
+    [
+        (StreamId(5, 1), StreamId(9, 0), StreamId(20, 0), StreamId(5, 1)),
+        (None, StreamId(9, 0), StreamId(20, 0), StreamId(9, 1)),
+        (StreamId(5, 1), StreamId(9, 0), StreamId(2, 0), StreamId(2, 0)),
+        (StreamId(9, 0), StreamId(10, 0), StreamId(10, 1), StreamId(9, 0)),
+    ],
+)
+def test_the_limit_of_trimming_is_compared_in_numbers(
+    pending: StreamId | None, delivered: StreamId, retained: StreamId, stays: StreamId
+) -> None:
+    assert limit(pending, delivered, retained) == stays
+
+
+def test_the_statements_of_a_kind_are_these() -> None:
+    insert, also = [" ".join(statement.split()) for statement in statements(RunFinished)]
+    assert insert == (
+        "INSERT INTO research_pipeline_run_events (id, run_id, event_type, metadata, created_at) "
+        "SELECT id, run_id, event_type, metadata, created_at "
+        "FROM jsonb_to_recordset(%(events)s::jsonb) "
+        "AS event(id bigint, run_id text, event_type text, metadata jsonb, created_at timestamptz) "
+        "ORDER BY id ON CONFLICT (id) DO NOTHING"
+    )
+    assert also.startswith("WITH events AS ( SELECT id, run_id, event_type, metadata, created_at FROM")
+    assert "UPDATE research_pipeline_runs" in also

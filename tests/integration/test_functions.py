@@ -1,0 +1,216 @@
+"""The server-side functions, each as the atomic step that it promises to be, on Valkey and on Redis 7."""
+
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relay.stream import functions
+from relay.stream.keys import EPOCH_MS, GROUP, SEQUENCES, ShardKeys, StreamId
+
+KEYS = ShardKeys(0)
+FLOOR = StreamId(EPOCH_MS, 0).ordinal
+REMEMBER_MS = 60_000
+
+
+@pytest.fixture
+def opened(store: redis.Redis) -> redis.Redis:
+    """A server with the library and an empty log."""
+    store.function_load(functions.LIBRARY)
+    open_log(store)
+    return store
+
+
+def open_log(store: redis.Redis, floor: int = FLOOR) -> int:
+    answer: Any = store.fcall(functions.OPEN, 1, KEYS.log, GROUP, floor)
+    return int(answer)
+
+
+Group = tuple[str | None, str, list[tuple[str, str]]]
+"""(idempotency key, digest, [(run, text)])."""
+
+
+def append(store: redis.Redis, *groups: Group) -> list[int]:
+    runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
+    keys = [KEYS.log, *map(KEYS.run, runs)]
+    args: list[Any] = [len(runs), REMEMBER_MS]
+    for key, digest, events in groups:
+        if key is not None:
+            keys.append(KEYS.once(key))
+        args += [len(keys) if key is not None else 0, digest, len(events)]
+        for run, text in events:
+            args += [runs.index(run) + 2, run, "toy", text]
+    answer: Any = store.fcall(functions.APPEND, len(keys), *keys, *args)
+    return list(answer)
+
+
+def entries(store: redis.Redis, key: str) -> list[tuple[int, str]]:
+    """A stream as (ordinal, text)."""
+    found: Any = store.xrange(key)
+    return [(StreamId.parse(id).ordinal, fields[b"e"].decode()) for id, fields in found]
+
+
+def everything(store: redis.Redis) -> dict[bytes, bytes | None]:
+    """All that the server holds, to see that nothing changed."""
+    found: Any = store.keys()
+    return {key: store.dump(key) for key in sorted(found)}
+
+
+def test_events_go_to_the_shard_log_and_their_run_logs_under_one_id(opened: redis.Redis) -> None:
+    (first,) = append(opened, (None, "", [("a", "1"), ("b", "2"), ("a", "3")]))
+    assert entries(opened, KEYS.log) == [(first, "1"), (first + 1, "2"), (first + 2, "3")]
+    assert entries(opened, KEYS.run("a")) == [(first, "1"), (first + 2, "3")]
+    assert entries(opened, KEYS.run("b")) == [(first + 1, "2")]
+
+
+def test_groups_of_a_call_follow_each_other(opened: redis.Redis) -> None:
+    one, two = append(opened, (None, "", [("a", "1"), ("a", "2")]), (None, "", [("b", "3")]))
+    assert two == one + 2
+    assert [text for _, text in entries(opened, KEYS.log)] == ["1", "2", "3"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=4))
+def test_ids_grow_without_a_hole_within_a_call_also_over_many_milliseconds(
+    opened: redis.Redis, sizes: list[int]
+) -> None:
+    opened.delete(KEYS.log, KEYS.run("a"))
+    open_log(opened)
+    for size in sizes:
+        append(opened, (None, "", [("a", "x")] * size))
+    ordinals = [ordinal for ordinal, _ in entries(opened, KEYS.log)]
+    assert len(ordinals) == sum(sizes)
+    assert ordinals == sorted(set(ordinals))
+    assert all(StreamId.from_ordinal(ordinal).sequence < SEQUENCES for ordinal in ordinals)
+
+
+def test_a_key_that_comes_again_with_the_same_events_writes_nothing(opened: redis.Redis) -> None:
+    (first,) = append(opened, ("k", "digest", [("a", "1"), ("a", "2")]))
+    assert append(opened, ("k", "digest", [("a", "1"), ("a", "2")])) == [first]
+    assert len(entries(opened, KEYS.log)) == len(entries(opened, KEYS.run("a"))) == 2
+
+
+def test_a_key_that_comes_again_within_one_call_writes_nothing_either(opened: redis.Redis) -> None:
+    group: Group = ("k", "digest", [("a", "1")])
+    answers = append(opened, group, (None, "", [("a", "2")]), group, ("k", "other", [("a", "3")]))
+    assert answers == [answers[0], answers[0] + 1, answers[0], -1]
+    assert [text for _, text in entries(opened, KEYS.log)] == ["1", "2"]
+
+
+def test_a_key_that_comes_again_with_other_events_is_refused_alone(opened: redis.Redis) -> None:
+    append(opened, ("k", "digest", [("a", "1")]))
+    answers = append(opened, ("k", "other", [("a", "2")]), (None, "", [("b", "3")]))
+    assert answers[0] == -1
+    assert [text for _, text in entries(opened, KEYS.log)] == ["1", "3"]
+
+
+def test_keys_are_forgotten_after_a_while(opened: redis.Redis) -> None:
+    append(opened, ("k", "digest", [("a", "1")]))
+    left: Any = opened.pttl(KEYS.once("k"))
+    assert 0 < left <= REMEMBER_MS
+
+
+@pytest.mark.parametrize("spoilt", ["run", "once", "log"])
+def test_where_anything_is_wrong_nothing_is_written(opened: redis.Redis, spoilt: str) -> None:
+    append(opened, (None, "", [("a", "1")]))
+    key = {"run": KEYS.run("b"), "once": KEYS.once("k"), "log": KEYS.log}[spoilt]
+    opened.delete(key)
+    opened.hset(key, "not", "what it should be")
+    before = everything(opened)
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        append(opened, (None, "", [("a", "2")]), ("k", "digest", [("b", "3")]))
+    assert everything(opened) == before
+
+
+def test_without_memory_nothing_is_written(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1")]))
+    before = everything(opened)
+    opened.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            append(opened, (None, "", [("a", "2")]))
+    finally:
+        opened.config_set("maxmemory", "0")
+    assert everything(opened) == before
+
+
+def test_without_a_log_nothing_is_written(store: redis.Redis) -> None:
+    store.function_load(functions.LIBRARY)
+    with pytest.raises(redis.exceptions.ResponseError, match="NOLOG"):
+        append(store, (None, "", [("a", "1")]))
+    assert everything(store) == {}
+
+
+def test_ids_go_on_above_a_floor_that_lies_in_the_future(opened: redis.Redis) -> None:
+    now: Any = opened.time()
+    floor = StreamId((now[0] + 3600) * 1000, 7).ordinal
+    assert open_log(opened, floor) == floor
+    assert append(opened, (None, "", [("a", "1"), ("a", "2")])) == [floor + 1]
+    assert append(opened, (None, "", [("a", "3")])) == [floor + 3], "the clock is far behind"
+
+
+def test_opening_again_changes_nothing_and_never_lowers_the_top(opened: redis.Redis) -> None:
+    (first,) = append(opened, (None, "", [("a", "1")]))
+    before = everything(opened)
+    assert open_log(opened, FLOOR) == first
+    assert everything(opened) == before
+
+
+def test_a_run_log_that_outlived_the_shard_log_still_bounds_the_ids(opened: redis.Redis) -> None:
+    future = StreamId.from_ordinal(append(opened, (None, "", [("a", "1")]))[0] + 10**9)
+    opened.xadd(KEYS.run("a"), {"r": "a", "k": "toy", "e": "2"}, id=str(future))
+    assert append(opened, (None, "", [("a", "3")])) == [future.ordinal + 1]
+
+
+def deliver(store: redis.Redis, consumer: str, count: int) -> list[str]:
+    reply: Any = store.xreadgroup(GROUP, consumer, {KEYS.log: ">"}, count)
+    return [id.decode() for id, _ in reply[0][1]] if reply else []
+
+
+def settle(store: redis.Redis, ids: list[str], newest: dict[str, str], keep: int = 1000) -> int:
+    keys = [KEYS.log, *map(KEYS.run, newest)]
+    answer: Any = store.fcall(functions.SETTLE, len(keys), *keys, GROUP, 60_000, keep, *newest.values(), *ids)
+    return int(answer)
+
+
+def test_settling_acknowledges_and_lets_an_archived_run_log_expire(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("b", "2")]))
+    ids = deliver(opened, "p", 1)
+    assert settle(opened, ids, {"a": ids[-1]}) == 1
+    assert opened.pttl(KEYS.run("a")) > 0
+    assert opened.pttl(KEYS.run("b")) == -1, "it is not archived"
+    append(opened, (None, "", [("a", "3")]))
+    assert opened.pttl(KEYS.run("a")) == -1, "news has to be archived first"
+
+
+def test_a_run_log_loses_only_what_is_archived(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", str(number)) for number in range(10)]))
+    early, late = deliver(opened, "slow", 4), deliver(opened, "quick", 4)
+    settle(opened, late, {"a": late[-1]}, keep=2)
+    assert len(entries(opened, KEYS.run("a"))) == 10, "the oldest ones are still with the slow one"
+    settle(opened, early, {"a": early[-1]}, keep=2)
+    assert [text for _, text in entries(opened, KEYS.run("a"))] == ["4", "5", "6", "7", "8", "9"]
+    rest = deliver(opened, "quick", 4)
+    settle(opened, rest, {"a": rest[-1]}, keep=2)
+    assert [text for _, text in entries(opened, KEYS.run("a"))] == ["8", "9"]
+
+
+def test_an_entry_is_buried_once(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1")]))
+    (id,) = deliver(opened, "p", 1)
+    for expected in (1, 0):
+        fields = ("id", id, "reason", "why", "r", "a")
+        assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, id, *fields) == expected
+    letters: Any = opened.xrange(KEYS.dead_letters)
+    assert [fields for _, fields in letters] == [{b"id": id.encode(), b"reason": b"why", b"r": b"a"}]
+    pending: Any = opened.xpending(KEYS.log, GROUP)
+    assert pending["pending"] == 0
+
+
+def test_the_library_changes_its_name_with_its_source() -> None:
+    assert functions.VERSION in functions.LIBRARY.splitlines()[0]
+    assert all(
+        name.endswith(functions.VERSION) for name in (functions.APPEND, functions.OPEN, functions.SETTLE)
+    )

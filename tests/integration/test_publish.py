@@ -1,0 +1,217 @@
+"""The write path on a real server: what is answered is stored, what fails says how."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from relay import connect, embedded
+from relay.connect import Database
+from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown
+from relay.events.kinds import PaperGenerationProgress
+from relay.history import History
+from relay.processes import running
+from relay.stream import functions
+from relay.stream.entry import NewEvent
+from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
+from relay.stream.publish import CALL_EVENTS, Publisher
+from tests.conftest import Servers
+
+LOG = ShardKeys(0).log
+
+
+def event(run_id: str = "run-1", text: str = '{"n":1}') -> NewEvent:
+    return NewEvent(run_id, PaperGenerationProgress.kind, text.encode())
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    opened = redis.Redis.from_url(servers.redis_url, protocol=2)
+    yield opened
+    opened.close()
+
+
+def logged(client: redis.Redis, key: str = LOG) -> list[int]:
+    found: Any = client.xrange(key)
+    return [event_id(StreamId.parse(id), 0) for id, _ in found]
+
+
+async def test_the_first_event_makes_library_log_and_group(publisher: Publisher, client: redis.Redis) -> None:
+    client.function_flush()
+    (id,) = await publisher.append([event()])
+    assert logged(client) == logged(client, ShardKeys(0).run("run-1")) == [id]
+    groups: Any = client.xinfo_groups(LOG)
+    assert [group["name"] for group in groups] == [GROUP.encode()]
+
+
+async def test_requests_at_the_same_time_share_calls_and_keep_their_own_ids(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    await publisher.append([event()])
+    client.config_resetstat()
+    sizes = [number % 7 + 1 for number in range(200)]
+    answers = await asyncio.gather(
+        *(publisher.append([event(f"run-{number}")] * size) for number, size in enumerate(sizes))
+    )
+    assert [len(ids) for ids in answers] == sizes
+    for number, ids in enumerate(answers):
+        assert logged(client, ShardKeys(0).run(f"run-{number}"))[-len(ids) :] == ids
+    assert len(logged(client)) == sum(sizes) + 1
+    stats: Any = client.info("commandstats")
+    assert stats["cmdstat_fcall"]["calls"] <= 2 + sum(sizes) // CALL_EVENTS
+
+
+async def test_the_same_key_and_events_are_stored_once_however_many_send_them(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    answers = await asyncio.gather(*(publisher.append([event(), event()], "key") for _ in range(100)))
+    assert len({tuple(ids) for ids in answers}) == 1
+    assert logged(client) == answers[0]
+    with pytest.raises(KeyReused):
+        await publisher.append([event(text='{"n":2}')], "key")
+
+
+async def test_ids_go_on_above_what_is_archived_when_the_log_is_lost(
+    publisher: Publisher, client: redis.Redis, database: Database
+) -> None:
+    now: Any = client.time()
+    archived = event_id(StreamId((now[0] + 3600) * 1000, 5), 0)
+    insert = (
+        "INSERT INTO rp_paper_generation_events (id, run_id, step, progress, step_progress, created_at)"
+        " VALUES (%(id)s, 'run-1', 's', 0, 0, now()) RETURNING id"
+    )
+    await database.rows(insert, {"id": archived})
+    (id,) = await publisher.append([event()])
+    assert id > archived
+
+
+async def test_ids_go_on_above_what_this_worker_gave_out_when_the_log_is_lost(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    now: Any = client.time()
+    await publisher.append([event()])
+    client.execute_command("XSETID", LOG, str(StreamId((now[0] + 3600) * 1000, 5)))  # type: ignore[no-untyped-call]
+    *_, highest = await publisher.append([event()] * 3)
+    client.flushall()
+    (id,) = await publisher.append([event()])
+    assert id > highest
+
+
+async def test_a_log_is_not_made_while_nobody_knows_which_ids_are_taken(servers: Servers) -> None:
+    async def nobody_knows() -> int:
+        raise DatabaseUnavailable
+
+    lonely = Publisher(
+        lambda: connect.append_link(servers.redis_url), nobody_knows, shards=1, deadline_s=2, remember_ms=1000
+    )
+    with pytest.raises(NotStored):
+        await lonely.append([event()])
+    await lonely.close()
+
+
+async def test_runs_spread_over_shards_and_a_batch_keeps_its_order(
+    servers: Servers, database: Database
+) -> None:
+    sharded = Publisher(
+        lambda: connect.append_link(servers.redis_url),
+        History(database).highest,
+        shards=4,
+        deadline_s=2.8,
+        remember_ms=60_000,
+    )
+    events = [event(f"run-{number}") for number in range(20)] * 2
+    ids = await sharded.append(events, "key")
+    assert [shard_of_event(id) for id in ids] == [shard_of_run(sent.run_id, 4) for sent in events]
+    assert len(set(ids)) == len(ids)
+    assert all(one < other for one, other in zip(ids[:20], ids[20:], strict=True))
+    assert await sharded.append(events, "key") == ids
+    await sharded.close()
+
+
+async def test_created_at_is_the_moment_of_the_append(publisher: Publisher, client: redis.Redis) -> None:
+    (id,) = await publisher.append([event()])
+    now: Any = client.time()
+    seconds = datetime.fromisoformat(created_at(id)).timestamp()
+    assert abs(now[0] + now[1] / 1e6 - seconds) < 5
+
+
+class Breakable(NamedTuple):
+    """A Valkey of one's own, and a publisher that writes to it."""
+
+    pid: int
+    client: redis.Redis
+    publisher: Publisher
+
+
+@pytest.fixture
+async def breakable(tmp_path: Path) -> AsyncIterator[Breakable]:
+    part, url = embedded.valkey(tmp_path)
+
+    async def floor() -> int:
+        return 0
+
+    with running(part) as process:
+        made = Publisher(lambda: connect.append_link(url), floor, shards=1, deadline_s=0.5, remember_ms=1000)
+        client = redis.Redis.from_url(url, protocol=2)
+        yield Breakable(process.pid, client, made)
+        await made.close()
+        client.close()
+
+
+async def test_a_server_that_is_gone_is_certain_not_to_have_stored(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    os.kill(breakable.pid, signal.SIGKILL)
+    with pytest.raises((NotStored, OutcomeUnknown)):
+        await breakable.publisher.append([event()])
+    with pytest.raises(NotStored):
+        await breakable.publisher.append([event()])
+
+
+async def test_a_server_that_does_not_answer_leaves_the_outcome_open(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    os.kill(breakable.pid, signal.SIGSTOP)
+    try:
+        waiting = asyncio.create_task(breakable.publisher.append([event()]))
+        await asyncio.sleep(0)
+        behind = asyncio.create_task(breakable.publisher.append([event()]))
+        with pytest.raises(OutcomeUnknown):
+            await waiting
+        with pytest.raises(NotStored):
+            await behind
+    finally:
+        os.kill(breakable.pid, signal.SIGCONT)
+    await breakable.publisher.append([event()])
+    assert len(logged(breakable.client)) == 3, "the call that was not answered ran once, and once only"
+
+
+async def test_a_cut_connection_is_not_repeated_by_itself(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    breakable.client.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises((NotStored, OutcomeUnknown)):
+        await breakable.publisher.append([event()])
+    await breakable.publisher.append([event()])
+    assert len(logged(breakable.client)) == 2
+
+
+async def test_a_full_server_refuses_and_takes_again_when_there_is_room(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    breakable.client.config_set("maxmemory", "1")
+    with pytest.raises(NotStored):
+        await breakable.publisher.append([event()])
+    breakable.client.config_set("maxmemory", "0")
+    await breakable.publisher.append([event()])
+    assert len(logged(breakable.client)) == 2
+
+
+async def test_a_library_that_is_gone_is_loaded_again(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    breakable.client.function_flush()
+    await breakable.publisher.append([event()])
+    libraries: Any = breakable.client.function_list()
+    assert [functions.VERSION in str(library) for library in libraries] == [True]

@@ -1,0 +1,216 @@
+"""The past on real servers: run log and archive as one, with no hole in between."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+import redis
+
+from persister.loop import Loop
+from persister.settings import Settings
+from persister.store import Store
+from relay import connect
+from relay.connect import Database, persister_redis
+from relay.errors import DatabaseUnavailable, Unavailable
+from relay.history import (
+    PAGE,
+    History,
+    get_latest_paper_generation_event,
+    list_paper_generation_events,
+)
+from relay.stream import replay as replay_module
+from relay.stream.entry import NewEvent
+from relay.stream.keys import START, ShardKeys, created_at
+from relay.stream.publish import Publisher
+from relay.stream.replay import Replay
+from tests.conftest import Servers
+from tests.factories import progress
+
+RUN = "run-1"
+LOG = ShardKeys(0).run(RUN)
+
+
+def event(run_id: str = RUN) -> NewEvent:
+    return NewEvent(run_id, "paper_generation_progress", json.dumps(progress()).encode())
+
+
+END = NewEvent(
+    RUN, "run_finished", b'{"event_type":"run_finished","metadata":{"success":true,"message":null}}'
+)
+
+
+@pytest.fixture
+async def replay(
+    servers: Servers, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Replay]:
+    monkeypatch.setattr(replay_module, "PAGE", 5)
+    client = connect.shared_redis(servers.redis_url)
+    yield Replay(client, History(database), 1)
+    await client.aclose()
+
+
+@pytest.fixture
+def persister(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
+    client = persister_redis(servers.redis_url)
+    store = Store(lambda: connect.database(servers.database_url))
+    yield Loop(client, store, 0, Settings(persister_name="p"))
+    store.close()
+    client.close()
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    opened = redis.Redis.from_url(servers.redis_url, protocol=2)
+    yield opened
+    opened.close()
+
+
+async def everything_after(replay: Replay, position: int) -> list[int] | None:
+    """The ids of all that follows, page by page; None where the position can not be continued."""
+    ids: list[int] = []
+    while page := await replay.after(RUN, ids[-1] if ids else position):
+        ids += [record.id for record in page.records]
+        if not page.more:
+            return ids
+    return None
+
+
+async def initial(replay: Replay) -> tuple[int, dict[str, Any]]:
+    snapshot = await replay.snapshot(RUN)
+    pieces = [piece async for piece in snapshot.lists]
+    return snapshot.position, json.loads(b"{" + b"".join(pieces) + b"}")
+
+
+async def test_what_is_only_in_the_run_log_is_replayed_from_it(publisher: Publisher, replay: Replay) -> None:
+    ids = await publisher.append([event() for _ in range(12)])
+    assert await everything_after(replay, ids[3]) == ids[4:]
+    assert await everything_after(replay, ids[-1]) == []
+    assert await everything_after(replay, START) == ids
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7])
+async def test_what_the_run_log_lost_is_replayed_from_the_archive(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis, kept: int
+) -> None:
+    ids = await publisher.append([event() for _ in range(17)])
+    persister.step()
+    client.xtrim(LOG, maxlen=kept, approximate=False)
+    late = await publisher.append([event() for _ in range(3)])
+    for position in (START, ids[0], ids[8], ids[-1], late[0]):
+        expected = [id for id in ids + late if id > position]
+        assert await everything_after(replay, position) == expected
+    if kept == 0:
+        client.delete(LOG)
+        assert await everything_after(replay, ids[2]) == ids[3:]
+
+
+async def test_a_position_that_nobody_knows_is_not_continued(
+    publisher: Publisher, replay: Replay, persister: Loop
+) -> None:
+    ids = await publisher.append([event(), event("run-2"), event()])
+    persister.step()
+    for foreign in (ids[0] - 1, ids[1], ids[2] + 1, 2**53 - 1):
+        assert await replay.after(RUN, foreign) is None
+
+
+async def test_the_end_is_seen_also_from_behind_it(publisher: Publisher, replay: Replay) -> None:
+    ids = await publisher.append([event(), END])
+    before, behind = await replay.after(RUN, ids[0]), await replay.after(RUN, ids[1])
+    assert before is not None
+    assert behind is not None
+    assert [record.id for record in before.records] == [ids[1]]
+    assert behind.records == []
+    assert before.end == behind.end
+    assert before.end is not None
+
+
+@pytest.mark.parametrize("archived", [0, 4, 11])
+@pytest.mark.parametrize("trimmed", [False, True])
+async def test_a_snapshot_holds_all_that_happened_once(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis, archived: int, trimmed: bool
+) -> None:
+    ids = await publisher.append([event() for _ in range(archived)]) if archived else []
+    if archived:
+        persister.step()
+    if archived and trimmed:
+        client.xtrim(LOG, maxlen=1, approximate=False)
+    ids += await publisher.append([event() for _ in range(6)])
+    position, lists = await initial(replay)
+    assert position == ids[-1]
+    assert [shown["id"] for shown in lists["paper_generation_progress"]] == ids
+    assert [lists[key] for key in ("stage_progress", "logs", "substage_events", "artifacts", "events")] == [
+        []
+    ] * 5
+
+
+async def test_the_snapshot_of_a_run_without_events_is_empty_and_at_the_start(replay: Replay) -> None:
+    position, lists = await initial(replay)
+    assert (position, any(lists.values())) == (START, False)
+
+
+async def test_log_and_archive_show_an_event_alike(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis
+) -> None:
+    await publisher.append([event(), END])
+    _, logged = await initial(replay)
+    persister.step()
+    client.delete(LOG)
+    _, archived = await initial(replay)
+    assert logged == archived
+
+
+async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
+    publisher: Publisher, servers: Servers
+) -> None:
+    ids = await publisher.append([event() for _ in range(3)])
+    client = connect.shared_redis(servers.redis_url)
+    away = Database("postgresql://127.0.0.1:1/none", 1)
+    replay = Replay(client, History(away), 1)
+    assert await everything_after(replay, ids[0]) == ids[1:]
+    with pytest.raises(DatabaseUnavailable):
+        await replay.after(RUN, ids[0] - 1)
+    away.close()
+    await client.aclose()
+
+
+async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
+    client = connect.shared_redis("redis://127.0.0.1:1/0")
+    with pytest.raises(Unavailable):
+        await Replay(client, History(database), 1).after(RUN, 5)
+    await client.aclose()
+
+
+async def test_history_is_read_in_pages_however_long_it_is(
+    publisher: Publisher, persister: Loop, database: Database
+) -> None:
+    ids: list[int] = []
+    for _ in range(3):
+        ids += await publisher.append([event() for _ in range(PAGE)])
+        persister.step()
+    history = History(database)
+    pages = [page async for page in history.payloads("rp_paper_generation_events", RUN, ids[-1] + 1)]
+    assert len(pages) == 3
+    shown = [row["id"] for page in pages for row in json.loads(b"[" + page + b"]")]
+    assert shown == ids
+    assert await history.newest(RUN) == await history.highest() == ids[-1]
+
+
+async def test_rows_come_back_as_named_tuples(
+    publisher: Publisher, persister: Loop, servers: Servers
+) -> None:
+    sent = [event(), event()]
+    ids = await publisher.append(sent)
+    persister.step()
+    connection = psycopg2.connect(servers.database_url)
+    rows = list_paper_generation_events(connection, RUN)
+    assert [row.id for row in rows] == ids
+    assert [row.details for row in rows] == [json.loads(new.text)["details"] for new in sent]
+    assert [row.created_at.isoformat(timespec="milliseconds") for row in rows] == [
+        created_at(id) for id in ids
+    ]
+    assert get_latest_paper_generation_event(connection, RUN) == rows[-1]
+    assert get_latest_paper_generation_event(connection, "run-2") is None
+    connection.close()

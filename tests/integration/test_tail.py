@@ -1,0 +1,119 @@
+"""The tailer on a real server: from the log to the hub, through every kind of trouble."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
+
+import pytest
+import redis
+
+from relay import connect
+from relay.errors import Unavailable
+from relay.hub import Hub, Viewer, Wake
+from relay.stream import tail
+from relay.stream.keys import ShardKeys
+from relay.stream.publish import Publisher
+from relay.stream.tail import Tailer
+from tests.conftest import Servers
+from tests.integration.test_replay import event
+from tests.unit.test_hub import Wire
+from tests.waiting import until
+
+
+class Tailed(NamedTuple):
+    """A tailer at work, one viewer, and what was written to it."""
+
+    tailer: Tailer
+    hub: Hub
+    viewer: Viewer
+    wire: Wire
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    opened = redis.Redis.from_url(servers.redis_url, protocol=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tailed]:
+    monkeypatch.setattr(tail, "BLOCK_MS", 100)
+    hub, wire = Hub(), Wire()
+    tailer = Tailer(lambda: connect.tail_link(servers.redis_url), hub, 0)
+    running = asyncio.create_task(tailer.run())
+    viewer = Viewer("run-1", wire, resumable=True, buffer_limit=1 << 20)
+    hub.register(viewer)
+    await tailer.ready(5)
+    viewer.missed = False
+    viewer.release()
+    yield Tailed(tailer, hub, viewer, wire)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+def seen(wire: Wire) -> list[int]:
+    lines = b"".join(wire.written).split(b"\n")
+    return [int(line[4:]) for line in lines if line.startswith(b"id: ")]
+
+
+async def test_news_reaches_the_hub_in_order(tailed: Tailed, publisher: Publisher) -> None:
+    ids = []
+    for _ in range(5):
+        ids += await publisher.append([event() for _ in range(300)])
+    await until(lambda: len(seen(tailed.wire)) == len(ids), "all events")
+    assert seen(tailed.wire) == ids
+
+
+async def test_runs_that_nobody_watches_are_passed_over(tailed: Tailed, publisher: Publisher) -> None:
+    ids = await publisher.append([event("run-2"), event(), event("run-2"), event()])
+    await until(lambda: len(seen(tailed.wire)) == 2, "the watched events")
+    assert seen(tailed.wire) == [ids[1], ids[3]]
+
+
+async def test_entries_that_are_no_events_are_passed_over(
+    tailed: Tailed, publisher: Publisher, client: redis.Redis
+) -> None:
+    await publisher.append([event()])
+    client.xadd(ShardKeys(0).log, {"some": "run-1"})
+    client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
+    await publisher.append([event()])
+    await until(lambda: len(seen(tailed.wire)) == 2, "the events around them")
+
+
+async def test_a_cut_connection_sends_everybody_to_the_logs(
+    tailed: Tailed, publisher: Publisher, client: redis.Redis
+) -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+    assert await tailed.viewer.woken() is Wake.CATCH_UP
+    await tailed.tailer.ready(5)
+    tailed.viewer.release()
+    (id,) = await publisher.append([event()])
+    await until(lambda: seen(tailed.wire) == [id], "news over the new connection")
+
+
+async def test_a_log_that_was_lost_is_noticed_without_news(
+    tailed: Tailed, publisher: Publisher, client: redis.Redis
+) -> None:
+    await publisher.append([event()])
+    await until(lambda: len(seen(tailed.wire)) == 1, "the event")
+    client.flushall()
+    assert await tailed.viewer.woken() is Wake.CATCH_UP
+
+
+async def test_a_shard_that_nobody_watches_is_left_alone(tailed: Tailed, client: redis.Redis) -> None:
+    tailed.hub.unregister(tailed.viewer)
+    readers: set[str] = set()
+
+    def nobody_reads() -> bool:
+        readers.clear()
+        readers.update(found["id"] for found in client.client_list() if found["cmd"] == "xread")
+        return not readers
+
+    await until(nobody_reads, "the tailer to leave")
+
+
+async def test_a_viewer_is_told_when_there_is_no_log_to_follow() -> None:
+    tailer = Tailer(lambda: connect.tail_link("redis://127.0.0.1:1/0"), Hub(), 0)
+    with pytest.raises(Unavailable):
+        await tailer.ready(0.01)

@@ -1,0 +1,191 @@
+"""The hand-over from replay to live, and what happens to viewers that do not read."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.hub import BACKLOG, SLICES, Burst, Hub, State, Viewer, Wake, chunk
+from relay.sse import KEEP_ALIVE, Frame
+
+RUN = "run-1"
+
+
+class Wire:
+    """A connection that keeps what was written."""
+
+    def __init__(self, *, chunked: bool = False) -> None:
+        self.chunked = chunked
+        self.written: list[bytes] = []
+        self.unread = 0
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def pending(self) -> int:
+        return self.unread
+
+
+def frame(id: int, *, last: bool = False) -> Frame:
+    return Frame(id, b"%d" % id, last=last)
+
+
+def ids(wire: Wire) -> list[int]:
+    blocks = b"".join(wire.written).split(b"\n\n")
+    return [int(block.removeprefix(b"data: ")) for block in blocks if block.startswith(b"data: ")]
+
+
+def new_viewer(hub: Hub, wire: Wire, run_id: str = RUN) -> Viewer:
+    viewer = Viewer(run_id, wire, resumable=False, buffer_limit=100)
+    hub.register(viewer)
+    return viewer
+
+
+@pytest.fixture
+async def hub() -> Hub:
+    return Hub()
+
+
+async def test_a_held_viewer_is_not_written_to_and_loses_nothing(hub: Hub) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    hub.dispatch(RUN, [frame(1), frame(2)])
+    hub.dispatch(RUN, [frame(3)])
+    assert wire.written == []
+    viewer.position = 2  # what its replay sent
+    assert viewer.release()
+    hub.dispatch(RUN, [frame(4)])
+    assert ids(wire) == [3, 4]
+
+
+async def test_news_of_another_run_or_without_viewers_goes_nowhere(hub: Hub) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    viewer.release()
+    assert (hub.watches(RUN), hub.watches("run-2")) == (True, False)
+    hub.dispatch("run-2", [frame(1)])
+    hub.unregister(viewer)
+    hub.dispatch(RUN, [frame(2)])
+    assert wire.written == []
+    assert (len(hub), hub.watched.is_set()) == (0, False)
+
+
+async def test_the_end_of_a_run_is_the_last_that_is_written(hub: Hub) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    viewer.release()
+    hub.dispatch(RUN, [frame(1), frame(2, last=True), frame(3)])
+    hub.dispatch(RUN, [frame(4)])
+    assert ids(wire) == [1, 2]
+    assert await viewer.woken() is Wake.ENDED
+
+
+async def test_a_viewer_that_does_not_read_is_held_until_it_does(hub: Hub) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    viewer.release()
+    wire.unread = 101
+    hub.dispatch(RUN, [frame(1)])
+    assert await viewer.woken() is Wake.SLOW
+    hub.dispatch(RUN, [frame(2)])
+    assert ids(wire) == [1]
+    wire.unread = 0
+    assert viewer.release()
+    assert ids(wire) == [1, 2]
+
+
+async def test_a_viewer_that_missed_too_much_reads_the_log_again(hub: Hub) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    for id in range(1, BACKLOG + 3):
+        hub.dispatch(RUN, [frame(id)])
+    assert not viewer.release()
+    viewer.position = BACKLOG + 2
+    assert viewer.release()
+    assert (wire.written, viewer.state) == ([], State.LIVE)
+
+
+async def test_all_are_held_when_the_tailer_loses_its_place(hub: Hub) -> None:
+    live, replaying = new_viewer(hub, Wire()), new_viewer(hub, Wire())
+    live.release()
+    hub.hold_all()
+    assert await live.woken() is Wake.CATCH_UP
+    assert live.state is State.HELD
+    assert not replaying.release(), "what it has read may end before the place where the tailer goes on"
+
+
+async def test_the_weightiest_reason_to_wake_up_counts(hub: Hub) -> None:
+    viewer = new_viewer(hub, Wire())
+    viewer.wake(Wake.GONE)
+    viewer.wake(Wake.CATCH_UP)
+    assert viewer.leaving
+    assert await viewer.woken() is Wake.GONE
+
+
+async def test_keep_alives_reach_everybody_once_a_period_but_never_in_a_block(hub: Hub) -> None:
+    wires = [Wire(chunked=bool(number % 2)) for number in range(2 * SLICES)]
+    viewers = [new_viewer(hub, wire) for wire in wires]
+    for viewer in viewers[1:]:
+        viewer.release()
+    beating = asyncio.create_task(hub.keep_alive(0.0))
+    while not all(wire.written for wire in wires[1:]):  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    beating.cancel()
+    assert wires[0].written == [], "it is replaying"
+    assert {data for wire in wires for data in wire.written} == {KEEP_ALIVE, chunk(KEEP_ALIVE)}
+
+
+async def test_everybody_gets_the_same_bytes(hub: Hub) -> None:
+    wires = [Wire(), Wire()]
+    for wire in wires:
+        new_viewer(hub, wire).release()
+    hub.dispatch(RUN, [frame(1)])
+    assert wires[0].written[0] is wires[1].written[0]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, unique=True).map(sorted), st.integers(0, 50), st.booleans())
+def test_a_burst_is_cut_at_a_position_and_chunked_whole(
+    numbers: list[int], position: int, resumable: bool
+) -> None:
+    burst = Burst([frame(id) for id in numbers])
+    rest = burst.after(position)
+    assert [kept.id for kept in rest.frames] == [id for id in numbers if id > position] if rest else True
+    assert (rest is None) == (numbers[-1] <= position)
+    data = burst.wire(resumable, chunked=False)
+    size, _, tail = burst.wire(resumable, chunked=True).partition(b"\r\n")
+    assert (int(size, 16), tail) == (len(data), data + b"\r\n")
+
+
+@given(st.data())
+async def test_whatever_happens_meanwhile_a_viewer_sees_each_event_once_in_order(data: st.DataObject) -> None:
+    """A model of the whole hand-over: a log that grows, a tailer that lags behind it and now and then loses
+    its place, and a viewer whose reads end somewhere between what was asked and what is answered."""
+    hub, wire = Hub(), Wire()
+    viewer = new_viewer(hub, wire)
+    log: list[int] = []
+    tailed = read = 0
+    reading: int | None = None
+    for _ in range(data.draw(st.integers(1, 60))):
+        step = data.draw(st.sampled_from(["append", "tail", "lose", "ask", "answer", "stall"]))
+        if step == "append":
+            log.append(len(log) + 1)
+        elif step == "tail" and tailed < len(log):
+            until = data.draw(st.integers(tailed + 1, len(log)))
+            hub.dispatch(RUN, [frame(id) for id in log[tailed:until]])
+            tailed = until
+        elif step == "lose":
+            tailed = len(log)
+            hub.hold_all()
+        elif step == "stall" and viewer.state is State.LIVE:
+            viewer.hold(Wake.SLOW)
+        elif step == "ask" and reading is None and viewer.state is not State.LIVE:
+            viewer.state, reading = State.REPLAYING, len(log)
+        elif step == "answer" and reading is not None:
+            wire.written += [frame(id).block(False) for id in log[viewer.position : reading]]
+            viewer.position = max(viewer.position, reading)
+            read, reading = reading, None
+            if not viewer.release():
+                reading = len(log)
+    while viewer.state is not State.LIVE:
+        read = len(log)
+        wire.written += [frame(id).block(False) for id in log[viewer.position : read]]
+        viewer.position = max(viewer.position, read)
+        viewer.release()
+    hub.dispatch(RUN, [frame(id) for id in log[tailed:]])
+    assert ids(wire) == log
