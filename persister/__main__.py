@@ -8,6 +8,7 @@ from types import FrameType
 
 import click
 import redis
+from pydantic import ValidationError
 
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
@@ -15,6 +16,7 @@ from persister.settings import Settings
 from persister.store import Store
 from relay.connect import database, persister_redis
 from relay.errors import RelayError
+from relay.settings import explain
 
 log = logging.getLogger("persister")
 
@@ -30,7 +32,7 @@ def main() -> None:
 def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = Settings(persister_name=name) if name else Settings()
+    settings = _settings(name)
     loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
     failed = threading.Event()
 
@@ -65,7 +67,7 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    settings = Settings()
+    settings = _settings()
     for letter in DeadLetters(_redis(settings), settings.shards):
         run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
         click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
@@ -75,7 +77,7 @@ def list_() -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    settings = Settings()
+    settings = _settings()
     letter = DeadLetters(_redis(settings), settings.shards).get(key)
     if letter is None:
         raise click.ClickException(
@@ -92,7 +94,7 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     """Archive dead letters, under their own ids, now that the cause is gone."""
     if not keys and not everything:
         raise click.UsageError("Name dead letters, or say --all.")
-    settings = Settings()
+    settings = _settings()
     letters = DeadLetters(_redis(settings), settings.shards)
     store = _store(settings)
     failed = False
@@ -106,6 +108,13 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
             click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
     if failed:
         raise SystemExit(1)
+
+
+def _settings(name: str | None = None) -> Settings:
+    try:
+        return Settings(persister_name=name) if name else Settings()
+    except ValidationError as error:
+        raise click.ClickException(explain(error)) from error
 
 
 def _redis(settings: Settings) -> redis.Redis:

@@ -9,11 +9,13 @@ import redis
 import redis.exceptions
 
 from persister.settings import Settings
-from relay.connect import BLOCK_MS
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys
 
 log = logging.getLogger(__name__)
+
+BLOCK_MS = 1_000
+"""How long a read waits for news, and so how long a stop may take."""
 
 
 class Delivery(NamedTuple):

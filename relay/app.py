@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from relay import __version__, connect
 from relay.auth import Ownership
-from relay.connect import Database
+from relay.connect import Database, SharedLink
 from relay.errors import NotStored, RelayError
 from relay.history import History
 from relay.http import history as history_routes
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Services:
     """What lives as long as the application runs."""
 
-    redis: redis.asyncio.Redis
+    redis: SharedLink
     database: Database
     publisher: Publisher
     replay: Replay
@@ -53,8 +53,8 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     """Opens the connections and runs the background tasks of one worker."""
     redis_url = settings.redis_url.get_secret_value()
     async with contextlib.AsyncExitStack() as stack:
-        client = connect.shared_redis(redis_url)
-        stack.push_async_callback(client.aclose)
+        link = SharedLink(redis_url)
+        stack.push_async_callback(link.close)
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)
         history = History(database)
@@ -78,12 +78,12 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
         except NotStored:
             log.warning("the event log could not be opened yet; it will be with the first event")
         yield Services(
-            client,
+            link,
             database,
             publisher,
-            Replay(client, history, settings.shards),
+            Replay(link, history, settings.shards),
             history,
-            Ownership(database, client, shards=settings.shards, cache_s=settings.access_cache_s),
+            Ownership(database, link, shards=settings.shards, cache_s=settings.access_cache_s),
             shards,
         )
 
@@ -138,7 +138,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
 async def _redis(services: Services) -> str | None:
     try:
-        await services.redis.ping()
+        await services.redis.ask("PING")
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
     return None

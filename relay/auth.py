@@ -11,9 +11,8 @@ import jwt
 import redis.exceptions
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from pydantic import SecretStr
-from redis.asyncio import Redis
 
-from relay.connect import Database
+from relay.connect import Database, SharedLink
 from relay.errors import (
     Conflict,
     DatabaseUnavailable,
@@ -127,9 +126,9 @@ class Ownership:
     let in before can come back while the database is away, to whichever worker.
     """
 
-    def __init__(self, database: Database, client: Redis, *, shards: int, cache_s: float) -> None:
+    def __init__(self, database: Database, link: SharedLink, *, shards: int, cache_s: float) -> None:
         self._database = database
-        self._redis = client
+        self._redis = link
         self._keys = [ShardKeys(shard) for shard in range(shards)]
         self._cache_s = cache_s
         self._known: OrderedDict[tuple[int, str], tuple[float, asyncio.Future[Any]]] = OrderedDict()
@@ -194,13 +193,14 @@ class Ownership:
 
     async def _remember(self, run_id: str, conversation_id: int, user_id: int) -> None:
         try:
-            await self._redis.set(self._key(run_id), f"{conversation_id}:{user_id}", ex=OWNER_REMEMBERED_S)
+            owner = f"{conversation_id}:{user_id}"
+            await self._redis.ask("SET", self._key(run_id), owner, "EX", OWNER_REMEMBERED_S)
         except (redis.exceptions.RedisError, OSError):
             return  # A help for bad times, not worth failing good ones.
 
     async def _remembered(self, run_id: str) -> tuple[int, int] | None:
         try:
-            owner = await self._redis.get(self._key(run_id))
+            owner = await self._redis.ask("GET", self._key(run_id))
         except (redis.exceptions.RedisError, OSError):
             return None
         if not isinstance(owner, bytes):

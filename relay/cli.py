@@ -22,7 +22,7 @@ from relay import embedded, migrate, server
 from relay.auth import mint_viewer_token
 from relay.errors import RelayError
 from relay.processes import Part, Supervisor
-from relay.settings import Settings
+from relay.settings import Settings, explain
 from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
@@ -138,8 +138,7 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise click.ClickException(f"The settings are not valid: {wrong}") from error
+        raise click.ClickException(explain(error)) from error
 
 
 def _stop_on_signals() -> threading.Event:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -38,20 +38,6 @@ _REDIS = {
 }
 
 
-def shared_redis(url: str, connections: int = 8) -> redis.asyncio.Redis:
-    """For short reads by many. Callers wait for a connection rather than fail; one retry, since a
-    pooled connection may have died unnoticed and a read can be repeated."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=REPLY_S,
-        socket_timeout=REPLY_S,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 1),
-        **_REDIS,
-    )
-    return redis.asyncio.Redis.from_pool(pool)
-
-
 class Link:
     """One connection to Redis for one user at a time: every command is sent once, and answered or failed."""
 
@@ -73,6 +59,18 @@ class Link:
         await self._connection.send_command(*words)
         return await self._connection.read_response()
 
+    async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        """What the server answers to each; a refusal is an answer here."""
+        packed = self._connection.pack_commands(commands)
+        await self._connection.send_packed_command(packed)
+        return [await self._answer() for _ in commands]
+
+    async def _answer(self) -> Any:
+        try:
+            return await self._connection.read_response()
+        except redis.exceptions.ResponseError as error:
+            return error
+
     async def drop(self) -> None:
         """Gives the connection up at once; the next `connect` makes a new one."""
         await self._connection.disconnect(nowait=True)
@@ -86,6 +84,70 @@ def append_link(url: str) -> Link:
 def tail_link(url: str) -> Link:
     """For one tailer's blocking reads, with a time-out beyond the block."""
     return Link(url, BLOCK_MS / 1000 + BLOCK_GRACE_S)
+
+
+class SharedLink:
+    """One connection for the short reads of many, whoever and however many they are.
+
+    What is asked while answers are awaited leaves together in the next round, and the same question only
+    once. An answer is never older than its question.
+    """
+
+    ROUND = 100
+    """Questions in one round: what comes in later does not wait for too many others."""
+
+    def __init__(self, url: str) -> None:
+        self._link = Link(url, REPLY_S)
+        self._waiting: dict[tuple[str | int, ...], asyncio.Future[Any]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def ask(self, *words: str | int) -> Any:
+        """What the server answers. Raises a redis error."""
+        answer = self._waiting.get(words)
+        if answer is None:
+            answer = self._waiting[words] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(_noticed)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(answer)
+
+    async def _ask_all(self) -> None:
+        """Rounds until nobody waits."""
+        try:
+            while self._waiting:
+                questions = list(self._waiting)[: self.ROUND]
+                answers = [self._waiting.pop(question) for question in questions]
+                for answer, reply in zip(answers, await self._round(questions), strict=True):
+                    if isinstance(reply, Exception):
+                        answer.set_exception(reply)
+                    else:
+                        answer.set_result(reply)
+        finally:
+            self._asking = None
+
+    async def _round(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
+        """The replies, or errors. Asks twice, since the connection may have died unnoticed, and reads can
+        be repeated."""
+        for last in (False, True):
+            try:
+                await self._link.connect()
+                return await self._link.commands(questions)
+            except (redis.exceptions.RedisError, OSError) as error:
+                await self._link.drop()
+                if last or isinstance(error, redis.exceptions.TimeoutError):
+                    return [redis.exceptions.ConnectionError(str(error)) for _ in questions]
+        raise AssertionError("the last attempt returns")
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
+        await self._link.drop()
+
+
+def _noticed(answer: asyncio.Future[Any]) -> None:
+    """Keeps asyncio from complaining about errors that nobody waits for any more."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def persister_redis(url: str) -> redis.Redis:

@@ -1,6 +1,6 @@
 """What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relay.stream.keys import MAX_SHARDS
@@ -9,6 +9,12 @@ from relay.stream.keys import MAX_SHARDS
 def _plain(name: str) -> AliasChoices:
     """A variable that is named without the prefix, since pipelines and platforms already set it so."""
     return AliasChoices(name.lower(), name)
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the settings, in a line, without their values."""
+    wrong = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    return f"The settings are not valid: {'; '.join(wrong)}"
 
 
 class StoreSettings(BaseSettings):

@@ -1,5 +1,6 @@
 """Real servers for all tests that need them: started once, emptied in between."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +21,17 @@ class Servers(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the session's servers keep their data."""
-    return tmp_path_factory.mktemp("servers")
+def directory() -> Iterator[Path]:
+    """Where servers keep their data. Not pytest's own place: as root, PostgreSQL runs under an account that
+    has to pass through, and every start of pytest locks that place again."""
+    with tempfile.TemporaryDirectory(prefix="relay-tests-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def place(directory: Path) -> Path:
+    """A directory for the servers of one test."""
+    return Path(tempfile.mkdtemp(dir=directory))
 
 
 @pytest.fixture(scope="session")

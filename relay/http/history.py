@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
+from relay.errors import DatabaseUnavailable
 from relay.events.kinds import PaperGenerationProgress
 from relay.history import PAGE, History, Page, Progress
 from relay.http.access import Access
@@ -58,7 +59,8 @@ def router(history: Callable[[], History], access: Access) -> APIRouter:
         ] = START,
         limit: Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")] = None,
     ) -> Response:
-        await access.check(request.scope, conversation_id, run_id)
+        if await access.check(request.scope, conversation_id, run_id) is None:
+            raise DatabaseUnavailable  # it was away a moment ago: no second wait for it
         archive = history()
         latest = await archive.latest(run_id)
         # Rows that come in while this is written are left out, so that it ends, and ends with the latest.

@@ -8,6 +8,8 @@ under any other ASGI server it is a small buffer that a second task empties.
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs
@@ -93,7 +95,6 @@ class DirectWire:
         self._send = send
         self.write = connection.transport.write
         self.pending = connection.transport.get_write_buffer_size
-        self.abort = connection.transport.abort
 
     @contextlib.asynccontextmanager
     async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
@@ -109,6 +110,13 @@ class DirectWire:
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    def abort(self) -> None:
+        """Resets the connection: after a mere close the kernel would keep what the client does not read."""
+        transport = self._connection.transport
+        at_once = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        transport.abort()
 
 
 class BufferedWire:
@@ -251,13 +259,16 @@ class _Stream:
         if position is not None:
             viewer.position = position
             page = await self._replay.after(viewer.run_id, position)
-            if page is not None and not page.records and (page.end or self._ended_before()):
+            if page is not None and not page.records and await self._is_over(page):
                 await self._send({"type": "http.response.start", "status": 204, "headers": []})
                 await self._send({"type": "http.response.body"})
                 return
         live = await self._catch_up(page)
         while live:
             live = await self._go_on(await viewer.woken())
+
+    async def _is_over(self, page: Page) -> bool:
+        return bool(page.end or self._ended_before() or await self._replay.end(self._viewer.run_id))
 
     async def _go_on(self, why: Wake) -> bool:
         """Does what the viewer was woken for. False: the stream is at its end."""
@@ -295,6 +306,7 @@ class _Stream:
             sent = self._send_initial() if page is None else self._send_page(page)
             end = await sent or end
             if not (page and page.more):
+                end = end or _end_message(await self._replay.end(viewer.run_id))
                 if end:
                     complete = Frame(viewer.position, end, last=True)
                     await self._write(complete.block(viewer.resumable), last=True)

@@ -6,12 +6,12 @@ there on all that both hold is without a hole.)
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, cast
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import redis.exceptions
-from redis.asyncio import Redis
 
+from relay.connect import SharedLink
 from relay.errors import Unavailable
 from relay.events.registry import INITIAL_KEYS, REGISTRY
 from relay.stream.entry import MalformedEntry, Record, decode
@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 """Records in one read: what is held in memory for one viewer at a time."""
+
+
+LATE = 50
+"""Events that a run may send after its end before only the database knows that it is over."""
 
 
 class Archive(Protocol):
@@ -60,8 +64,8 @@ class Snapshot(NamedTuple):
 class Replay:
     """Reads of the past, for all viewers of a worker."""
 
-    def __init__(self, client: Redis, archive: Archive, shards: int) -> None:
-        self._redis = client
+    def __init__(self, link: SharedLink, archive: Archive, shards: int) -> None:
+        self._redis = link
         self._archive = archive
         self._keys = [ShardKeys(shard) for shard in range(shards)]
 
@@ -77,6 +81,10 @@ class Replay:
         if position != START and (not archived or archived[0].id != position):
             return None
         return _page(archived if len(archived) > PAGE else [*archived, *logged], position)
+
+    async def end(self, run_id: str) -> Record | None:
+        """The end of the run, where only late events came after it. Raises Unavailable."""
+        return _end(await self._logged(run_id, "+", LATE, newest_first=True))
 
     async def snapshot(self, run_id: str) -> Snapshot:
         """The whole run. Raises Unavailable."""
@@ -103,14 +111,17 @@ class Replay:
                 yield separator + payloads
             yield b"]"
 
-    async def _logged(self, run_id: str, start: str, limit: int) -> Sequence[Record]:
+    async def _logged(
+        self, run_id: str, start: str, limit: int, *, newest_first: bool = False
+    ) -> Sequence[Record]:
         """Records of the run log from the stream id `start` on."""
+        command, stop = ("XREVRANGE", "-") if newest_first else ("XRANGE", "+")
         shard = shard_of_run(run_id, len(self._keys))
         try:
-            reply = await self._redis.xrange(self._keys[shard].run(run_id), start, "+", limit)
+            reply = await self._redis.ask(command, self._keys[shard].run(run_id), start, stop, "COUNT", limit)
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable("The event log is not available; connect again later.") from error
-        return list(_records(cast(_Reply, reply), shard))
+        return list(_records(reply, shard))
 
 
 def _page(found: Sequence[Record], position: int) -> Page:
@@ -122,14 +133,9 @@ def _end(records: Sequence[Record]) -> Record | None:
     return next((record for record in records if record.ends_run), None)
 
 
-_Reply = Iterable[tuple[bytes, Mapping[bytes, bytes]]]
-
-
-def _records(reply: _Reply, shard: int) -> Iterator[Record]:
+def _records(reply: Iterable[tuple[bytes, Sequence[bytes]]], shard: int) -> Iterator[Record]:
     for id, fields in reply:
         try:
-            entry = decode(id, [part for pair in fields.items() for part in pair], shard)
+            yield decode(id, fields, shard).record
         except MalformedEntry as error:
             log.error("an entry of shard %d was passed over: %s", shard, error)
-        else:
-            yield entry.record

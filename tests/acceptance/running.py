@@ -28,8 +28,9 @@ EVENTS = "/research-pipeline/events"
 class Relay:
     """A running `relay up`."""
 
-    def __init__(self, process: subprocess.Popen[str], ready: Mapping[str, Any]) -> None:
+    def __init__(self, process: subprocess.Popen[Any], ready: Mapping[str, Any]) -> None:
         self.process = process
+        self.ready = ready
         self.url: str = ready["url"]
         self.redis_url: str = ready["redis_url"]
         self.database_url: str = ready["database_url"]
@@ -86,16 +87,17 @@ def viewer(user: int = USER, **headers: str) -> dict[str, str]:
     return {"authorization": f"Bearer {mint_viewer_token(SECRET, user, 3600)}", **headers}
 
 
+def environment_with(**env: str) -> dict[str, str]:
+    """This process's environment, with the tests' secrets and without any stores but those given."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
+    return {**kept, "TELEMETRY_WEBHOOK_TOKEN": TOKEN, "RELAY_VIEWER_SECRET": SECRET, **env}
+
+
 @contextlib.contextmanager
 def relay_up(data_dir: Path, *options: str, **env: str) -> Iterator[Relay]:
     """Runs `relay up` until the context ends, and checks that it takes all of its processes along."""
     argv = [sys.executable, "-m", "relay", "up", "--port", "0", "--data-dir", str(data_dir), *options]
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")},
-        "TELEMETRY_WEBHOOK_TOKEN": TOKEN,
-        "RELAY_VIEWER_SECRET": SECRET,
-        **env,
-    }
+    environment = environment_with(**env)
     with (data_dir.parent / f"{data_dir.name}.log").open("wb") as log:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, env=environment, text=True)
         assert process.stdout is not None
@@ -106,7 +108,7 @@ def relay_up(data_dir: Path, *options: str, **env: str) -> Iterator[Relay]:
             yield relay
             relay.http.close()
         finally:
-            family = psutil.Process(process.pid).children(recursive=True)
+            family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             process.wait(60)
             process.stdout.close()
@@ -117,14 +119,21 @@ class Viewer:
     """A viewer that follows a run in a thread and keeps every block as it came."""
 
     def __init__(
-        self, relay: Relay, run_id: str, *, resume: bool = True, position: int | None = None
+        self,
+        relay: Relay,
+        run_id: str,
+        *,
+        resume: bool = True,
+        position: int | None = None,
+        query: str = "",
     ) -> None:
         self.messages: list[tuple[int | None, dict[str, Any]]] = []
         self.raw: list[str] = []
+        self.clean_end = False
         self.status: int | None = None
         self.position = position
         url = httpx.URL(f"{relay.run_url(run_id)}/events")
-        self._path = f"{url.path}?resume=true" if resume else url.path
+        self._path = f"{url.path}?{'resume=true' if resume else ''}{query}"
         self._connection = HTTPConnection(url.host, url.port, timeout=60)
         self._connection.connect()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -145,6 +154,7 @@ class Viewer:
                         continue
                     self._take(block)
                     block = []
+                self.clean_end = response.isclosed()
         self._connection.close()
 
     def _take(self, block: list[str]) -> None:

@@ -17,6 +17,8 @@ from relay.events.registry import TABLES
 from tests.conftest import Servers
 
 FIXED = {"id": "bigint", "run_id": "text", "created_at": "timestamp with time zone"}
+COLUMNS = "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{}'"
+INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = '{}'"
 OWN = {"alembic_version", "conversations", "research_pipeline_runs"}
 
 
@@ -49,11 +51,8 @@ def test_an_empty_database_gets_what_the_registry_declares(empty_database: str) 
     migrate.upgrade(empty_database)
     assert tables(empty_database) == OWN | TABLES.keys()
     for table, kind in TABLES.items():
-        columns = "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{}'"
-        assert dict(query(empty_database, columns.format(table))) == FIXED | dict(kind.columns)
-        indexes = query(
-            empty_database, f"SELECT indexname, indexdef FROM pg_indexes WHERE tablename = '{table}'"
-        )
+        assert dict(query(empty_database, COLUMNS.format(table))) == FIXED | dict(kind.columns)
+        indexes = query(empty_database, INDEXES.format(table))
         found = {name: definition.rpartition("btree ")[2] for name, definition in indexes}
         assert found == {
             f"{table}_pkey": "(id)",

@@ -46,9 +46,9 @@ async def replay(
     servers: Servers, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Replay]:
     monkeypatch.setattr(replay_module, "PAGE", 5)
-    client = connect.shared_redis(servers.redis_url)
+    client = connect.SharedLink(servers.redis_url)
     yield Replay(client, History(database), 1)
-    await client.aclose()
+    await client.close()
 
 
 @pytest.fixture
@@ -166,21 +166,21 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
     publisher: Publisher, servers: Servers
 ) -> None:
     ids = await publisher.append([event() for _ in range(3)])
-    client = connect.shared_redis(servers.redis_url)
+    client = connect.SharedLink(servers.redis_url)
     away = Database("postgresql://127.0.0.1:1/none", 1)
     replay = Replay(client, History(away), 1)
     assert await everything_after(replay, ids[0]) == ids[1:]
     with pytest.raises(DatabaseUnavailable):
         await replay.after(RUN, ids[0] - 1)
     away.close()
-    await client.aclose()
+    await client.close()
 
 
 async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
-    client = connect.shared_redis("redis://127.0.0.1:1/0")
+    client = connect.SharedLink("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable):
         await Replay(client, History(database), 1).after(RUN, 5)
-    await client.aclose()
+    await client.close()
 
 
 async def test_history_is_read_in_pages_however_long_it_is(

@@ -1,0 +1,131 @@
+"""What the contract says about browsers, shown with browsers: they reconnect, and they know when to stop."""
+
+import signal
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from tests.acceptance.browsers import PROGRAMS, Site, browser, site_for
+from tests.acceptance.running import Relay, Viewer, relay_up
+from tests.factories import new_run_id, progress
+from tests.waiting import wait_until
+
+CLOSED = 2
+"""`EventSource.CLOSED`."""
+
+MARGIN_S = 1.0
+"""How much later than told a browser may be on a busy machine."""
+
+in_both_browsers = pytest.mark.parametrize("program", PROGRAMS)
+
+
+@pytest.fixture(scope="module")
+def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """One for these tests alone, since they kill its web process."""
+    with relay_up(tmp_path_factory.mktemp("browsers") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def site(relay: Relay) -> Iterator[Site]:
+    with site_for(relay) as serving:
+        yield serving
+
+
+@pytest.fixture
+def run_id(relay: Relay) -> str:
+    """A run that has two events already."""
+    name = new_run_id()
+    relay.claim(name)
+    _post(relay, name, 2)
+    return name
+
+
+def _post(relay: Relay, run_id: str, count: int) -> None:
+    for _ in range(count):
+        relay.progress(run_id, progress())
+
+
+def _stream(relay: Relay, run_id: str) -> str:
+    return f"{urlsplit(relay.run_url(run_id)).path}/events"
+
+
+def _archived(relay: Relay, run_id: str, count: int) -> list[str]:
+    """The events of the archive as the page has to show them."""
+    return [f"{event['id']} {event['details']['number']}" for event in relay.archived(run_id, count)]
+
+
+def _restart_web(relay: Relay, how: signal.Signals) -> None:
+    """Returns when the old process is gone; the new one may still be starting."""
+    pid = relay.kill("serve", "--fd", how=how)
+    wait_until(lambda: not psutil.pid_exists(pid), "the web process to end")
+
+
+@in_both_browsers
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_an_event_source_misses_and_repeats_nothing_when_the_web_process_is_replaced(
+    relay: Relay, site: Site, run_id: str, program: str, how: signal.Signals
+) -> None:
+    with browser(program, site.page("EventSource", f"{_stream(relay, run_id)}?resume=true")):
+        site.shown(2)
+        _post(relay, run_id, 1)
+        before = site.shown(3)
+
+        with site.keeping_away():
+            _restart_web(relay, how)
+            _post(relay, run_id, 2)
+        site.shown(5)
+        _post(relay, run_id, 1)
+        after = site.shown(6)
+
+    assert after == _archived(relay, run_id, 6)
+    assert site.view["initials"] == 1
+    last_seen = before[-1].split()[0]
+    assert [request.last_event_id for request in site.requests] == [None, last_seen]
+
+
+@in_both_browsers
+def test_an_event_source_stays_closed_once_the_run_is_over(
+    relay: Relay, site: Site, run_id: str, program: str
+) -> None:
+    with browser(program, site.page("EventSource", f"{_stream(relay, run_id)}?resume=true")):
+        site.shown(2)
+        relay.finish(run_id)
+        view = site.wait(lambda view: view["readyState"] == CLOSED, "a closed EventSource")
+        stream, farewell = site.requests
+        assert stream.retry_s is not None
+        would_return = time.monotonic() + stream.retry_s + MARGIN_S
+        wait_until(lambda: time.monotonic() > would_return, "the time when browsers come back")
+        assert site.requests == [stream, farewell]
+
+    assert view["status"] == "completed"
+    assert view["shown"] == _archived(relay, run_id, 2)
+    over = Viewer(relay, run_id)
+    over.ended()
+    assert farewell.last_event_id == view["lastEventId"] == str(over.position)
+    assert (stream.status, farewell.status) == (200, 204)
+
+
+@in_both_browsers
+def test_a_fetch_reader_sees_every_event_however_often_it_connects(
+    relay: Relay, site: Site, run_id: str, program: str
+) -> None:
+    with browser(program, site.page("fetch", _stream(relay, run_id))):
+        site.shown(2)
+        _post(relay, run_id, 1)
+        site.shown(3)
+        assert len(site.requests) == 1
+        for count, lose in ((5, site.cut), (7, lambda: _restart_web(relay, signal.SIGKILL)), (9, site.cut)):
+            lose()
+            _post(relay, run_id, 2)
+            site.shown(count)
+        relay.finish(run_id)
+        view = site.wait(lambda view: view["ends"] > 1, "the end, live and after one more connect")
+
+    assert view["shown"] == _archived(relay, run_id, 9)
+    assert view["lost"] >= 3
+    assert set(view["openings"]) == {"initial"}
+    assert {request.last_event_id for request in site.requests} == {None}

@@ -1,0 +1,167 @@
+"""The commands as processes: what they print, how they stop, and that nothing of them stays behind."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from relay.processes import Part, running
+from relay.server import listen
+from tests.acceptance.conftest import answers
+from tests.acceptance.running import (
+    CONVERSATION,
+    SECRET,
+    TOKEN,
+    USER,
+    Relay,
+    environment_with,
+    relay_up,
+    viewer,
+)
+from tests.factories import new_run_id, progress
+from tests.waiting import wait_until
+
+
+def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", *words]
+    return subprocess.run(
+        argv, env=environment_with(**env), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def stores(relay: Relay) -> dict[str, str]:
+    return {"REDIS_URL": relay.redis_url, "DATABASE_URL": relay.database_url}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_it_is_stopped_nothing_stays_behind_and_the_data_does(
+    place: Path, how: signal.Signals
+) -> None:
+    run_id = new_run_id()
+    with relay_up(place / "data", "--workers", "2") as relay:
+        relay.claim(run_id)
+        relay.progress(run_id, progress())
+        before = relay.archived(run_id, 1)
+        family = psutil.Process(relay.process.pid).children(recursive=True)
+        assert {"valkey-server", "postgres"} <= {child.name() for child in family}
+        relay.process.send_signal(how)
+        relay.process.wait(30)
+        wait_until(lambda: not [child for child in family if child.is_running()], "all of them to end")
+    if how is signal.SIGKILL:
+        with relay_up(place / "data") as again:
+            assert again.archived(run_id, 1) == before
+
+
+def test_the_ready_line_says_where_everything_is(relay: Relay) -> None:
+    assert relay.ready["ready"] is True
+    assert {"url", "redis_url", "database_url"} <= relay.ready.keys()
+    assert relay.http.get("/readyz").status_code == 200
+
+
+def test_the_log_of_the_embedded_valkey_is_synced_before_each_answer(relay: Relay) -> None:
+    client = redis.Redis.from_url(relay.redis_url)
+    settings = client.config_get("append*")
+    client.close()
+    assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
+
+
+def test_a_token_from_the_command_lets_its_user_in(relay: Relay) -> None:
+    run_id = new_run_id()
+    relay.claim(run_id)
+    done = command("relay", "token", "--user", str(USER))
+    headers = {"authorization": f"Bearer {done.stdout.strip()}"}
+    assert relay.http.head(f"{relay.run_url(run_id)}/events", headers=headers).status_code == 200
+
+
+def test_tail_shows_a_run_until_it_is_over(relay: Relay) -> None:
+    run_id = new_run_id()
+    relay.claim(run_id)
+    relay.progress(run_id, progress(1))
+    token = viewer()["authorization"].removeprefix("Bearer ")
+    argv = [sys.executable, "-m", "relay", "tail", str(CONVERSATION), run_id, "--url", relay.url]
+    env = environment_with(RELAY_TOKEN=token, PYTHONUNBUFFERED="1")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env=env, text=True) as tail:
+        assert tail.stdout is not None
+        assert json.loads(tail.stdout.readline())["type"] == "initial"
+        relay.progress(run_id, progress(2))
+        assert json.loads(tail.stdout.readline())["data"]["details"] == {"number": 2}
+        relay.finish(run_id)
+        assert json.loads(tail.stdout.readline())["type"] == "complete"
+    assert tail.returncode == 0
+
+
+def test_tail_says_why_it_is_not_let_in(relay: Relay) -> None:
+    done = command("relay", "tail", "1", "nothing", "--url", relay.url, "--token", "wrong")
+    assert done.returncode == 1
+    assert "token is missing, expired or not valid" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dead_letters_are_listed_shown_and_requeued(relay: Relay) -> None:
+    client = redis.Redis.from_url(relay.redis_url)
+    client.xadd("relay:{0}:log", {"r": "run-1", "k": "unheard_of", "e": '{"text":"π"}'})
+    client.close()
+
+    def listed() -> list[str]:
+        return command("persister", "dead-letters", "list", **stores(relay)).stdout.splitlines()
+
+    line = wait_until(listed, "the dead letter")[-1]
+    key, run_id, kind, reason = line.split("\t")
+    assert (run_id, kind, reason) == ("run-1", "unheard_of", "its kind is not known to this version")
+    shown = command("persister", "dead-letters", "show", key, **stores(relay))
+    assert json.loads(shown.stdout) | {"e": '{"text":"π"}', "reason": reason} == json.loads(shown.stdout)
+    requeued = command("persister", "dead-letters", "requeue", "--all", **stores(relay))
+    assert (requeued.returncode, requeued.stdout) == (1, f"{key}\tthis version can not read it\n")
+    unknown = command("persister", "dead-letters", "show", "0/1-1", **stores(relay))
+    assert unknown.returncode == 1
+    assert "dead-letters list" in unknown.stderr
+
+
+def test_the_demo_counts_what_arrived(place: Path) -> None:
+    done = command("relay", "demo", "--speed", "2000", "--data-dir", str(place))
+    assert done.returncode == 0, done.stderr
+    figures = dict(re.findall(r"│ (\S[^│]*?) +│ ([^│]*?) +│", done.stdout))
+    counted = {name: figures[name] for name in ("sent", "seen live", "archived", "lost", "doubled")}
+    assert counted == {"sent": "40", "seen live": "40", "archived": "40", "lost": "0", "doubled": "0"}
+
+
+def test_a_wrong_trace_or_setting_is_a_sentence_not_a_traceback() -> None:
+    for words, env in (
+        (["relay", "demo", "--trace", "no-such-file"], {}),
+        (["relay", "serve"], {"RELAY_SHARDS": "99"}),
+        (["persister", "run"], {"RELAY_PERSISTER_BATCH": "0"}),
+    ):
+        done = command(*words, **env)
+        assert done.returncode == 1, words
+        assert done.stderr.startswith("Error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_without_a_token_configured_webhooks_say_so(relay: Relay, place: Path) -> None:
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
+        env = stores(relay)
+        part = Part(
+            "bare", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=place / "log"
+        )
+        with running(part):
+            answer = relay.http.post(f"{url}/research-pipeline/events/run-finished", json={})
+            assert (answer.status_code, answer.json()["type"]) == (500, "urn:rp-relay:problem:misconfigured")
+            assert "TELEMETRY_WEBHOOK_TOKEN" in answer.json()["detail"]
+            assert relay.http.get(f"{url}/conversations/1/idea/research-run/r/events").status_code == 500
+
+
+def test_no_secret_is_in_any_log(relay: Relay, directory: Path) -> None:
+    logs = [path for path in directory.rglob("*.log") if path.is_file()]
+    assert logs
+    for path in logs:
+        text = path.read_bytes()
+        assert TOKEN.encode() not in text
+        assert SECRET.encode() not in text

@@ -1,0 +1,128 @@
+"""Connections: shared, honest about failures, and found again."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import psycopg2
+import psycopg2.extensions
+import pytest
+import redis
+
+from relay import connect
+from relay.connect import Database, SharedLink
+from relay.errors import DatabaseUnavailable, Misconfigured
+from tests.conftest import Servers
+
+
+@pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    opened = redis.Redis.from_url(servers.redis_url, protocol=2)
+    yield opened
+    opened.close()
+
+
+async def test_many_questions_share_a_connection_and_equal_ones_an_answer(
+    servers: Servers, client: redis.Redis
+) -> None:
+    client.mset({str(number): number for number in range(500)})
+    client.config_resetstat()
+    link = SharedLink(servers.redis_url)
+    answers = await asyncio.gather(*(link.ask("GET", str(number // 2)) for number in range(1000)))
+    assert answers == [b"%d" % (number // 2) for number in range(1000)]
+    stats = client.info("commandstats")
+    assert stats["cmdstat_get"]["calls"] == 500
+    await link.close()
+
+
+async def test_a_refused_question_hurts_no_other(servers: Servers, client: redis.Redis) -> None:
+    client.set("text", "x")
+    link = SharedLink(servers.redis_url)
+    asked = [link.ask("INCR", "text"), link.ask("GET", "text"), link.ask("NONSENSE")]
+    refused, answered, unknown = await asyncio.gather(*asked, return_exceptions=True)
+    assert answered == b"x"
+    assert [type(error) for error in (refused, unknown)] == [redis.exceptions.ResponseError] * 2
+    await link.close()
+
+
+async def test_an_answer_is_never_older_than_its_question(servers: Servers, client: redis.Redis) -> None:
+    link = SharedLink(servers.redis_url)
+    client.set("n", 0)
+    for number in range(50):
+        before = asyncio.create_task(link.ask("GET", "n"))
+        await asyncio.sleep(0)
+        client.set("n", number)
+        assert await link.ask("GET", "n") == b"%d" % number
+        await before
+    await link.close()
+
+
+async def test_one_who_gives_up_waiting_does_not_spoil_it_for_others(
+    servers: Servers, client: redis.Redis
+) -> None:
+    client.set("k", "v")
+    link = SharedLink(servers.redis_url)
+    one, other = asyncio.create_task(link.ask("GET", "k")), asyncio.create_task(link.ask("GET", "k"))
+    await asyncio.sleep(0)
+    one.cancel()
+    assert await other == b"v"
+    await link.close()
+
+
+async def test_a_connection_that_died_unnoticed_is_replaced(servers: Servers, client: redis.Redis) -> None:
+    link = SharedLink(servers.redis_url)
+    await link.ask("PING")
+    client.client_kill_filter(_type="normal", skipme=True)
+    assert await link.ask("PING") == b"PONG"
+    await link.close()
+
+
+async def test_a_server_that_is_away_is_an_error_for_all_who_ask() -> None:
+    link = SharedLink("redis://127.0.0.1:1/0")
+    answers = await asyncio.gather(link.ask("PING"), link.ask("GET", "k"), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [redis.exceptions.ConnectionError] * 2
+    await link.close()
+
+
+async def test_a_database_connection_that_died_unnoticed_is_replaced(
+    servers: Servers, database: Database
+) -> None:
+    ((pid,),) = await database.rows("SELECT pg_backend_pid()", {})
+    other = psycopg2.connect(servers.database_url)
+    with other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    other.close()
+    assert await database.rows("SELECT 1", {}) == [(1,)]
+
+
+async def test_a_database_that_is_away_says_so() -> None:
+    away = Database("postgresql://127.0.0.1:1/none", 1)
+    with pytest.raises(DatabaseUnavailable):
+        await away.rows("SELECT 1", {})
+    away.close()
+
+
+async def test_a_database_that_does_not_answer_is_not_waited_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Database, "DEADLINE_S", 0.05)
+    release = threading.Event()
+
+    def stuck(connection: psycopg2.extensions.connection) -> bool:
+        return release.wait(20)
+
+    with pytest.raises(DatabaseUnavailable):
+        await database.run(stuck)
+    release.set()
+
+
+async def test_a_database_without_tables_is_the_operators_business(database: Database) -> None:
+    with pytest.raises(Misconfigured, match="relay migrate"):
+        await database.rows("SELECT * FROM not_there", {})
+
+
+def test_blocking_reads_wait_longer_than_their_block(servers: Servers) -> None:
+    client = connect.persister_redis(servers.redis_url)
+    timeout = client.connection_pool.connection_kwargs["socket_timeout"]
+    assert timeout > connect.BLOCK_MS / 1000
+    client.close()
