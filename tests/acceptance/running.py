@@ -67,11 +67,11 @@ class Relay:
         return wait_until(complete, f"{count} archived events", 60) or []
 
     def pids(self, *words: str) -> list[int]:
-        """The processes below this one whose command line has all these words."""
+        """The processes below this one whose command line has all these words; a program's name is one."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if all(any(word in part for part in child.cmdline()) for word in words):
+                if set(words) <= {Path(part).name for part in child.cmdline()}:
                     found.append(child.pid)
         return found
 

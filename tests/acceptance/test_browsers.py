@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -23,9 +24,9 @@ in_both_browsers = pytest.mark.parametrize("program", PROGRAMS)
 
 
 @pytest.fixture(scope="module")
-def relay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+def relay(directory: Path) -> Iterator[Relay]:
     """One for these tests alone, since they kill its web process."""
-    with relay_up(tmp_path_factory.mktemp("browsers") / "data") as running:
+    with relay_up(directory / "browsers") as running:
         yield running
 
 

@@ -1,0 +1,99 @@
+"""What the documents show works: their commands are run as they stand, against a running product."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from persister.__main__ import main as persister
+from persister.settings import Settings as PersisterSettings
+from relay.cli import main as relay_command
+from relay.settings import Settings
+from tests.acceptance.running import Relay, environment_with, viewer
+from tests.unit.test_deployment import variables
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = {
+    "make test": "it is what runs this test",
+    "docker compose up --detach": "it needs a container engine",
+}
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a document, as (language, text)."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def script(path: Path, relay: Relay) -> str:
+    """All commands of a document as one shell script. `relay up` and its two variables are the test's."""
+    lines = ["set -euo pipefail"]
+    for language, text in blocks(path):
+        if language == "sh" and "relay up" not in text:
+            lines.append(text)
+        elif language == "python":
+            lines.append(f"python - <<'PYTHON'\n{text}PYTHON")
+    return "\n".join(lines).replace("http://127.0.0.1:8000", relay.url)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_commands_of_a_document_work(path: Path, relay: Relay) -> None:
+    env = environment_with(
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        RELAY_URL=relay.url,
+        REDIS_URL=relay.redis_url,
+        DATABASE_URL=relay.database_url,
+    )
+    env.pop("MAKEFLAGS", None)
+    done = subprocess.run(
+        ["bash", "-c", script(path, relay)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_told_a_whole_run(relay: Relay) -> None:
+    history = relay.http.get(
+        "/conversations/1/idea/research-run/run-1/paper-generation-progress", headers=viewer(1)
+    )
+    assert [event["step"] for event in history.json()["events"]] == ["plot_aggregation", "paper_writeup"]
+
+
+def test_what_is_shown_but_not_run_is_known() -> None:
+    shown = {
+        line.removeprefix("$ ")
+        for path in DOCUMENTS
+        for language, text in blocks(path)
+        if language == "console"
+        for line in text.splitlines()
+    }
+    assert shown == NOT_RUN.keys()
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    documented = set(re.findall(r"`((?:RELAY|TELEMETRY|REDIS|DATABASE)_[A-Z_]+)`", text))
+    assert documented == variables(Settings) | variables(PersisterSettings)
+
+
+def test_every_command_in_a_table_exists() -> None:
+    groups = {"relay": relay_command, "persister": persister}
+    for program, name in re.findall(
+        r"`(relay|persister) ([a-z-]+)", (ROOT / "docs" / "operations.md").read_text()
+    ):
+        assert CliRunner().invoke(groups[program], [name, "--help"]).exit_code == 0, (program, name)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), target
