@@ -25,13 +25,13 @@ BAD_DATA = ("22", "23", "54")
 """Classes of SQLSTATE that say that the row is at fault, not the server: data, constraints, limits."""
 
 _EVENTS = """
-    SELECT id, run_id, {columns}, created_at
+    SELECT id, run_id, {columns}, occurred_at, created_at
     FROM jsonb_to_recordset(%(events)s::jsonb)
-         AS event(id bigint, run_id text, {typed}, created_at timestamptz)
+         AS event(id bigint, run_id text, {typed}, occurred_at timestamptz, created_at timestamptz)
 """
 
 _INSERT = f"""
-    INSERT INTO {{table}} (id, run_id, {{columns}}, created_at)
+    INSERT INTO {{table}} (id, run_id, {{columns}}, occurred_at, created_at)
     {_EVENTS}
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
@@ -58,7 +58,8 @@ def statements(kind: type[Kind]) -> list[str]:
         "typed": ", ".join(f"{name} {type}" for name, type in kind.columns.items()),
         "also": kind.also,
     }
-    return [template.format(**names) for template in ([_INSERT, _ALSO] if kind.also else [_INSERT])]
+    templates = [*([_INSERT] if kind.table else []), *([_ALSO] if kind.also else [])]
+    return [template.format(**names) for template in templates]
 
 
 _STATEMENTS: Mapping[str, list[str]] = {name: statements(kind) for name, kind in REGISTRY.items()}

@@ -114,7 +114,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     hooks = webhooks.webhooks(settings, lambda: now().publisher)
     live = LiveStream(settings, access, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, hooks, lambda: now().ownership))
-    app.include_router(history_routes.router(lambda: now().history, access))
+    app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))
 
     @app.api_route(
@@ -133,7 +133,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         return HandOff(live)
 
     problems.install(app)
-    return FastLane(app, hooks, live)
+    return FastLane(app, {path: hook for path, hook in hooks.items() if "{" not in path}, live)
 
 
 async def _redis(services: Services) -> str | None:

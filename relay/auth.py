@@ -4,6 +4,8 @@ import asyncio
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -31,7 +33,8 @@ MAX_BIGINT = (1 << 63) - 1
 _LOOK_UP = """
     SELECT conversation.user_id, run.run_id, run.status, run.error_message,
            to_char(run.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"'),
-           to_char(run.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
+           to_char(run.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"'),
+           to_char(run.last_heartbeat_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
     FROM conversations AS conversation
     LEFT JOIN research_pipeline_runs AS run
            ON run.conversation_id = conversation.id AND run.run_id = %(run_id)s
@@ -44,19 +47,27 @@ _CLAIM_CONVERSATION = """
     RETURNING user_id
 """
 
-# A run may have ended before it was made known: its end is then already archived.
+# A run may have started, and ended, before it was made known: that is then already archived.
 _CLAIM_RUN = """
-    INSERT INTO research_pipeline_runs (run_id, conversation_id, status, error_message, finished_at)
+    INSERT INTO research_pipeline_runs
+           (run_id, conversation_id, status, error_message, finished_at, last_heartbeat_at)
     SELECT %(run_id)s, %(conversation_id)s,
-           CASE (metadata->>'success')::boolean
-                WHEN true THEN 'completed' WHEN false THEN 'failed' ELSE 'pending' END,
-           CASE WHEN NOT (metadata->>'success')::boolean THEN metadata->>'message' END,
-           created_at
+           CASE WHEN (finished.metadata->>'success')::boolean THEN 'completed'
+                WHEN finished.id IS NOT NULL THEN 'failed'
+                WHEN started.id IS NOT NULL THEN 'running'
+                ELSE 'pending' END,
+           CASE WHEN NOT (finished.metadata->>'success')::boolean THEN finished.metadata->>'message' END,
+           finished.created_at,
+           started.created_at
     FROM (VALUES (1)) AS one
     LEFT JOIN LATERAL (
-        SELECT metadata, created_at FROM research_pipeline_run_events
+        SELECT * FROM research_pipeline_run_events
         WHERE run_id = %(run_id)s AND event_type = 'run_finished' ORDER BY id LIMIT 1
     ) AS finished ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM research_pipeline_run_events
+        WHERE run_id = %(run_id)s AND event_type = 'run_started' ORDER BY id DESC LIMIT 1
+    ) AS started ON true
     ON CONFLICT (run_id) DO UPDATE SET conversation_id = research_pipeline_runs.conversation_id
     RETURNING conversation_id
 """
@@ -71,10 +82,21 @@ class Run(NamedTuple):
     error_message: str | None
     created_at: str
     finished_at: str | None
+    last_heartbeat_at: str | None
 
     @property
     def over(self) -> bool:
         return self.status in ("completed", "failed", "cancelled")
+
+    def shown(self, changes: Mapping[str, Any], stale_after_s: float) -> dict[str, Any]:
+        """The member `run` of what viewers get: with the changes of events that may not be archived yet.
+
+        A run is stale when it is under way and was not heard of for `stale_after_s`.
+        """
+        run: dict[str, Any] = {**self._asdict(), **({} if self.over else changes)}
+        heard = run["last_heartbeat_at"]
+        silent_s = (datetime.now(UTC) - datetime.fromisoformat(heard)).total_seconds() if heard else 0.0
+        return {**run, "stale": run["status"] == "running" and silent_s > stale_after_s}
 
 
 def check_writer(expected: SecretStr | None, authorization: bytes | None) -> None:

@@ -20,24 +20,30 @@ from relay.stream.keys import MAX_EVENT_ID, START
 PAGE = 1000
 """Rows in one query: what is held in memory of a history, however long it is."""
 
-_ROWS = """
-    SELECT id, run_id, {columns},
-           to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"') AS created_at
-    FROM {table}
+_MOMENT = """to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.{digits}"+00:00"')"""
+_CREATED_AT = _MOMENT.format(column="created_at", digits="MS")
+_OCCURRED_AT = _MOMENT.format(column="occurred_at", digits="US")
+
+_ROWS = f"""
+    SELECT id, {{kind}} AS kind, {_OCCURRED_AT} AS occurred_at,
+           (SELECT row_to_json(shown)::text
+            FROM (SELECT id, run_id, {{columns}}, {_CREATED_AT} AS created_at) AS shown) AS payload
+    FROM {{table}}
     WHERE run_id = %(run_id)s AND id > %(after)s AND id < %(before)s
     ORDER BY id
     LIMIT %(limit)s
+"""  # noqa: S608
+
+# An event that does not say when it occurred has no such member, not one that is null.
+_PAYLOAD = """
+    CASE WHEN occurred_at IS NULL THEN payload
+         ELSE left(payload, -1) || ',"occurred_at":"' || occurred_at || '"}}'
+    END
 """
 
-_PAGE = f"""
-    SELECT string_agg(row_to_json(payload)::text, ',' ORDER BY id), max(id), count(*)
-    FROM ({_ROWS}) AS payload
-"""  # noqa: S608
+_PAGE = f"SELECT string_agg({_PAYLOAD}, ',' ORDER BY id), max(id), count(*) FROM ({_ROWS}) AS rows"  # noqa: S608
 
-_RECORDS = f"""
-    SELECT id, {{kind}} AS kind, row_to_json(payload)::text AS payload
-    FROM ({_ROWS}) AS payload
-"""  # noqa: S608
+_RECORDS = f"SELECT id, kind, {_PAYLOAD} AS payload FROM ({_ROWS}) AS rows"  # noqa: S608
 
 _NEWEST = "SELECT max(id) AS id FROM {table} WHERE run_id = %(run_id)s"
 
@@ -158,7 +164,7 @@ class History:
             "limit": limit,
         }
         rows = await self._database.rows(_ALL_RECORDS, window)
-        return [Record(id, kind, payload.encode()) for id, kind, payload in rows if kind in REGISTRY]
+        return [Record(id, run_id, kind, payload.encode()) for id, kind, payload in rows if kind in REGISTRY]
 
     async def newest(self, run_id: str) -> int:
         """The highest id of the run, or START."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
 
-from relay.sse import KEEP_ALIVE, Frame
+from relay.sse import KEEP_ALIVE, Frame, Framing
 from relay.stream.keys import START
 
 BACKLOG = 1000
@@ -63,13 +63,13 @@ class Burst:
         self.first = frames[0].id
         self.last = frames[-1].id
         self.ends = frames[-1].last
-        self._wire: list[bytes | None] = [None] * 4
+        self._wire: list[bytes | None] = [None] * (2 * len(Framing))
 
-    def wire(self, resumable: bool, chunked: bool) -> bytes:
-        mode = resumable + 2 * chunked
+    def wire(self, framing: Framing, chunked: bool) -> bytes:
+        mode = 2 * framing + chunked
         data = self._wire[mode]
         if data is None:
-            data = b"".join(frame.block(resumable) for frame in self.frames)
+            data = b"".join(frame.block(framing) for frame in self.frames)
             data = self._wire[mode] = chunk(data) if chunked else data
         return data
 
@@ -95,19 +95,19 @@ class Viewer:
         "_buffer_limit",
         "_why",
         "backlog",
+        "framing",
         "missed",
         "position",
-        "resumable",
         "run_id",
         "sink",
         "state",
     )
 
-    def __init__(self, run_id: str, sink: Sink, *, resumable: bool, buffer_limit: int) -> None:
+    def __init__(self, run_id: str, sink: Sink, *, framing: Framing, buffer_limit: int) -> None:
         self.run_id = run_id
         self.sink = sink
         self.position = START
-        self.resumable = resumable
+        self.framing = framing
         self.state = State.REPLAYING
         self.backlog: list[Burst] = []
         self.missed = False
@@ -180,7 +180,7 @@ class Viewer:
                 return
             burst = rest
         sink = self.sink
-        sink.write(burst.wire(self.resumable, sink.chunked))
+        sink.write(burst.wire(self.framing, sink.chunked))
         self.position = burst.last
         if burst.ends:
             self.state = State.OVER

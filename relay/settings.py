@@ -90,6 +90,9 @@ class Settings(StoreSettings):
     slow_viewer_s: float = Field(
         10, gt=0, description="How long a viewer may stay slow before it is cut; it resumes by id."
     )
+    stale_after_s: float = Field(
+        300, gt=0, description="How long a run may go without a heartbeat before it is shown as stale."
+    )
     access_cache_s: float = Field(
         5,
         ge=0,

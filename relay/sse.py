@@ -6,6 +6,8 @@ the event's id before the data. See the WHATWG HTML standard, section 9.2, for h
 """
 
 import re
+from collections.abc import Sequence
+from enum import IntEnum
 
 from relay.errors import MalformedPosition
 from relay.stream.keys import MAX_EVENT_ID
@@ -16,9 +18,23 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _POSITION = re.compile(r"[0-9]{1,16}")
 
 
-def opening(event_id: int, resumable: bool) -> bytes:
+class Framing(IntEnum):
+    """How a block is written."""
+
+    PLAIN = 0  # it begins with `data: `
+    RESUMABLE = 1  # it has its id, before the data
+    LABELLED = 2  # the same, and the message says which run it is about
+
+
+def message(type: str, data: bytes, run_id: str | None = None) -> bytes:
+    """The JSON line of a block. `type` comes from the registry, `data` is JSON text."""
+    label = b'"run_id":"%b",' % run_id.encode() if run_id is not None else b""
+    return b'{"type":"%b",%b"data":%b}' % (type.encode(), label, data)
+
+
+def opening(event_id: int, framing: Framing) -> bytes:
     """How a block begins; one line of JSON and `CLOSING` follow."""
-    return b"id: %d\ndata: " % event_id if resumable else b"data: "
+    return b"data: " if framing is Framing.PLAIN else b"id: %d\ndata: " % event_id
 
 
 CLOSING = b"\n\n"
@@ -27,23 +43,26 @@ CLOSING = b"\n\n"
 class Frame:
     """One event as viewers get it, encoded once however many of them there are.
 
-    `data` is one line of JSON. `last` says that the stream ends with this frame.
+    `messages` are (type, data), the data one line of JSON. The last one is the event; those before it tell
+    of state, and have no id of their own: a viewer that is cut between them gets all of them again.
+    `last` says that the stream ends with this frame.
     """
 
-    def __init__(self, event_id: int, data: bytes, *, last: bool = False) -> None:
-        if b"\n" in data or b"\r" in data:
-            raise ValueError("the data of a frame is one line")
+    def __init__(
+        self, event_id: int, run_id: str, messages: Sequence[tuple[str, bytes]], *, last: bool = False
+    ) -> None:
+        if any(b"\n" in data or b"\r" in data for _, data in messages):
+            raise ValueError("the data of a message is one line")
         self.id = event_id
+        self.run_id = run_id
         self.last = last
-        self._data = data
+        self._messages = messages
 
-    def block(self, resumable: bool) -> bytes:
-        return opening(self.id, resumable) + self._data + CLOSING
-
-
-def message(type: str, data: bytes) -> bytes:
-    """The JSON line of a frame. `type` comes from the registry, `data` is JSON text."""
-    return b'{"type":"%b","data":%b}' % (type.encode(), data)
+    def block(self, framing: Framing) -> bytes:
+        label = self.run_id if framing is Framing.LABELLED else None
+        *state, event = [message(type, data, label) for type, data in self._messages]
+        before = b"".join(opening(0, Framing.PLAIN) + line + CLOSING for line in state)
+        return before + opening(self.id, framing) + event + CLOSING
 
 
 def greeting(retry_ms: int) -> bytes:

@@ -12,7 +12,38 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "step_progress": 0.3333,
         "details": {"score": 6.0, "feedback": "Dense writing: define τ before §3."},
     },
+    "run_stage_progress": {
+        "stage": "1_initial_implementation_1_preliminary",
+        "iteration": 3,
+        "max_iterations": 6,
+        "progress": 0.5,
+        "total_nodes": 3,
+        "buggy_nodes": 2,
+        "good_nodes": 1,
+        "best_metric": "validation accuracy↑[mnist:(0.9120)]",
+        "eta_s": 270,
+        "latest_iteration_time_s": 130,
+    },
+    "run_log": {"message": "node 3 failed: CUDA out of memory", "level": "warning"},
+    "substage_completed": {
+        "stage": "1_initial_implementation_1_preliminary",
+        "main_stage_number": 1,
+        "substage_number": 1,
+        "substage_name": "preliminary",
+        "reason": "max iterations reached",
+        "summary": {"good_nodes": 2, "feedback": "Converged; keep the cosine schedule."},
+    },
+    "artifact": {
+        "artifact_type": "plot",
+        "filename": "loss.png",
+        "file_size": 48_213,
+        "file_type": "image/png",
+        "created_at": "2026-01-02T03:04:05.678901+00:00",
+    },
+    "run_started": {},
     "run_finished": {"success": True, "message": None},
+    "gpu_shortage": {"required_gpus": 4, "available_gpus": 1, "message": None},
+    "heartbeat": {},
 }
 
 _numbers = itertools.count(1)

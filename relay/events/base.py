@@ -1,7 +1,8 @@
 """What an event kind declares."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -25,17 +26,26 @@ Fraction = Annotated[
 """0.0 to 1.0; what sums of floats leave outside by up to 1e-6 is rounding, and is clamped."""
 
 
+Count = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+"""A whole number that browsers can hold."""
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+Message = tuple[str, bytes]
+"""The type and the data of a message to viewers."""
+
+
 class Kind(BaseModel):
     """One kind of event. A subclass is the whole declaration: the payload's fields, and these:
 
     kind         its name, in batches and in the stream
     path         its webhook, below /research-pipeline/events
     flat         the webhook takes the fields beside `run_id`, not inside `event`
-    sse_type     the `type` of its frames
-    initial_key  its list in the `initial` frame
-    history_path its list below a run, where it has one
-    table        where its rows go; `columns` are those beside id, run_id and created_at, with
-                 their SQL types, and are also the members of what viewers and history show
+    sse_type     the `type` of its message to viewers
+    initial_key  its list in the `initial` frame; None where it has none
+    history_path its list below a run
+    table        where its rows go; None where it leaves none. `columns` are those beside id, run_id,
+                 occurred_at and created_at, with their SQL types, and also what viewers and history show
     kind_column  where several kinds share a table, the column that holds the kind's name
     also         SQL run with the rows in the same transaction; `events` is the set of rows
     ends_run     whether the run is over with it
@@ -49,15 +59,25 @@ class Kind(BaseModel):
     path: ClassVar[str]
     flat: ClassVar[bool] = False
     sse_type: ClassVar[str]
-    initial_key: ClassVar[str]
-    history_path: ClassVar[str | None] = None
-    table: ClassVar[str]
+    initial_key: ClassVar[str | None]
+    history_path: ClassVar[str | None]
+    table: ClassVar[str | None]
     columns: ClassVar[Mapping[str, str]]
     kind_column: ClassVar[str | None] = None
     also: ClassVar[str | None] = None
     ends_run: ClassVar[bool] = False
 
+    def happened_at(self) -> datetime | None:
+        """When it happened by the pipeline's clock, where the event itself says so."""
+        return None
+
     @classmethod
-    def live(cls, payload: bytes) -> bytes:
-        """The `data` of the live frame, from the payload that history shows: the same, as a rule."""
-        return payload
+    def messages(cls, payload: bytes) -> Sequence[Message]:
+        """What viewers get, from the payload that history shows. The last one is the event, with its id;
+        what comes before is state, without an id, and may come again."""
+        return ((cls.sse_type, payload),)
+
+    @classmethod
+    def changes(cls, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What it changes in the run, as members of `run`."""
+        return {}

@@ -9,15 +9,26 @@ where it is found.
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError, create_model
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from relay.errors import BatchTooLong, FieldError, InvalidEvent, MalformedJson
 from relay.events.base import Kind, RunId
 from relay.events.registry import REGISTRY
 from relay.stream.entry import NewEvent
+from relay.stream.keys import RUN_ID
 
 MAX_DEPTH = 64
 """Nesting of arrays and objects in an event: far more than a person can read."""
@@ -28,6 +39,7 @@ _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL
 )
 _BAD_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
+_RUN_ID = re.compile(RUN_ID)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -36,14 +48,22 @@ Model = TypeVar("Model", bound=BaseModel)
 class _Envelope(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
+    occurred_at: AwareDatetime | None = None
 
-def _webhook(kind: type[Kind]) -> TypeAdapter[Any]:
+
+class _FlatEnvelope(_Envelope):
+    """Takes the event's fields beside its own, or in `event`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        return data if not isinstance(data, dict) or "event" in data else {**data, "event": data}
+
+
+def _webhook(kind: type[Kind], **place: Any) -> TypeAdapter[Any]:
     """What the webhook of a kind takes."""
-    if kind.flat:
-        return TypeAdapter(create_model(f"{kind.__name__}Webhook", __base__=kind, run_id=(RunId, ...)))
-    return TypeAdapter(
-        create_model(f"{kind.__name__}Webhook", __base__=_Envelope, run_id=(RunId, ...), event=(kind, ...))
-    )
+    base = _FlatEnvelope if kind.flat else _Envelope
+    return TypeAdapter(create_model(f"{kind.__name__}Webhook", __base__=base, event=(kind, ...), **place))
 
 
 def _item(kind: type[Kind]) -> type[BaseModel]:
@@ -54,18 +74,31 @@ def _item(kind: type[Kind]) -> type[BaseModel]:
     )
 
 
-WEBHOOKS: Mapping[str, TypeAdapter[Any]] = {name: _webhook(kind) for name, kind in REGISTRY.items()}
+WEBHOOKS: Mapping[str, TypeAdapter[Any]] = {
+    name: _webhook(kind, run_id=(RunId, ...)) for name, kind in REGISTRY.items()
+}
+RUN_WEBHOOKS: Mapping[str, TypeAdapter[Any]] = {name: _webhook(kind) for name, kind in REGISTRY.items()}
+"""The same for the paths that name the run."""
 
 _ITEM: Any = Annotated[Union[tuple(map(_item, REGISTRY.values()))], Discriminator("kind")]  # noqa: UP007
 BATCH: TypeAdapter[Any] = TypeAdapter(list[_ITEM])
 """What the batch endpoint takes."""
 
 
-def parse_event(kind: type[Kind], body: bytes) -> NewEvent:
-    """The event in a webhook's body. Raises MalformedJson or InvalidEvent."""
-    envelope = _validate(WEBHOOKS[kind.kind], body)
-    event = envelope if kind.flat else envelope.event
-    return NewEvent(envelope.run_id, kind.kind, _text(event, ()))
+def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> NewEvent:
+    """The event in a webhook's body, of the run that the path or else the body names.
+
+    Raises MalformedJson or InvalidEvent.
+    """
+    if run_id is None:
+        envelope = _validate(WEBHOOKS[kind.kind], body)
+        return NewEvent(envelope.run_id, kind.kind, _text(envelope, ()))
+    if not _RUN_ID.fullmatch(run_id):
+        raise InvalidEvent(
+            [_error(("path", "run_id"), "Input is not the name of a run", "string_pattern_mismatch")]
+        )
+    envelope = _validate(RUN_WEBHOOKS[kind.kind], body)
+    return NewEvent(run_id, kind.kind, _text(envelope, ()))
 
 
 def parse_batch(body: bytes, limit: int) -> list[NewEvent]:
@@ -75,7 +108,7 @@ def parse_batch(body: bytes, limit: int) -> list[NewEvent]:
         raise BatchTooLong(f"The batch holds more than {limit} events; send it in parts.")
     if not items:
         raise InvalidEvent([_error((), "The batch is empty", "too_short")])
-    return [NewEvent(item.run_id, item.kind, _text(item.event, (index,))) for index, item in enumerate(items)]
+    return [NewEvent(item.run_id, item.kind, _text(item, (index,))) for index, item in enumerate(items)]
 
 
 def parse_lines(body: bytes, limit: int) -> list[NewEvent]:
@@ -112,18 +145,24 @@ def _replace(escape: re.Match[bytes]) -> bytes:
     return REPLACEMENT if len(text) == 6 and _BAD_ESCAPE.fullmatch(text) else text
 
 
-def _text(event: Any, place: tuple[int, ...]) -> bytes:
+def _text(envelope: Any, place: tuple[int, ...]) -> bytes:
     """The event as JSON. Raises MalformedJson or InvalidEvent for what validation let through."""
-    kind: type[Kind] = type(event)
-    text: bytes = kind.__pydantic_serializer__.to_json(
-        event, exclude=set(event.__pydantic_extra__) if event.__pydantic_extra__ else None
-    )
+    event: Kind = envelope.event
+    kind = type(event)
+    unknown = set(event.__pydantic_extra__) if event.__pydantic_extra__ else None
+    text: bytes = kind.__pydantic_serializer__.to_json(event, exclude=unknown)
     if (b"NaN" in text or b"Infinity" in text) and not _finite(event.model_dump()):
         raise MalformedJson("The body holds a number that JSON can not hold: NaN, or an infinite one.")
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         message = f"Input is nested more than {MAX_DEPTH} levels deep"
         raise InvalidEvent([_error((*place, "event"), message, "too_deep")])
-    return text
+    occurred_at = envelope.occurred_at or event.happened_at()
+    return text if occurred_at is None else _with_time(text, occurred_at)
+
+
+def _with_time(text: bytes, occurred_at: datetime) -> bytes:
+    moment = occurred_at.astimezone(UTC).isoformat(timespec="microseconds")
+    return b'%b,"occurred_at":"%b"}' % (text[:-1], moment.encode())
 
 
 def _finite(value: Any) -> bool:

@@ -8,42 +8,55 @@ from relay.events.base import Kind
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PATH = re.compile(r"(/[a-z0-9-]+)+")
+_DECLARED = ("kind", "path", "sse_type", "initial_key", "history_path", "table", "columns")
 
 
 def registry(declared: Iterable[type[Kind]]) -> Mapping[str, type[Kind]]:
-    """The kinds by name. Raises TypeError where a declaration is incomplete or not unique."""
+    """The kinds by name. Raises TypeError where a declaration is incomplete or contradicts another one."""
     by_name: dict[str, type[Kind]] = {}
-    paths: set[str] = set()
     for kind in declared:
-        for attribute in ("kind", "path", "sse_type", "initial_key", "table", "columns"):
-            if not hasattr(kind, attribute):
-                raise TypeError(f"{kind.__name__} does not declare {attribute}")
-        for name in (kind.kind, kind.sse_type, kind.initial_key, kind.table, *kind.columns):
-            if not _NAME.fullmatch(name):
-                raise TypeError(f"{kind.__name__} declares a name that is not lower_snake_case")
-        if not _PATH.fullmatch(kind.path):
-            raise TypeError(f"{kind.__name__} declares a path that is not /lower-kebab-case")
-        if kind.kind in by_name or kind.path in paths:
-            raise TypeError(f"{kind.__name__} declares a kind or path that another one has")
+        _check(kind)
         for other in by_name.values():
-            shared = (kind.table == other.table, kind.initial_key == other.initial_key)
-            if any(shared) and not (all(shared) and kind.kind_column and kind.columns == other.columns):
-                raise TypeError(
-                    f"{kind.__name__} and {other.__name__} share a table or a list, but not all of it"
-                )
+            _check_together(kind, other)
         by_name[kind.kind] = kind
-        paths.add(kind.path)
     return by_name
+
+
+def _check(kind: type[Kind]) -> None:
+    for attribute in _DECLARED:
+        if not hasattr(kind, attribute):
+            raise TypeError(f"{kind.__name__} does not declare {attribute}")
+    for name in (kind.kind, kind.sse_type, kind.initial_key or "none", kind.table or "none", *kind.columns):
+        if not _NAME.fullmatch(name):
+            raise TypeError(f"{kind.__name__} declares a name that is not lower_snake_case")
+    for path in (kind.path, f"/{kind.history_path or 'none'}"):
+        if not _PATH.fullmatch(path):
+            raise TypeError(f"{kind.__name__} declares a path that is not /lower-kebab-case")
+
+
+def _check_together(kind: type[Kind], other: type[Kind]) -> None:
+    both = f"{kind.__name__} and {other.__name__}"
+    if kind.kind == other.kind or kind.path == other.path:
+        raise TypeError(f"{both} have the same name or path")
+    shared = [
+        getattr(kind, name) is not None and getattr(kind, name) == getattr(other, name)
+        for name in ("table", "initial_key", "history_path")
+    ]
+    if any(shared) and not (all(shared) and kind.kind_column and kind.columns == other.columns):
+        raise TypeError(f"{both} share a table or a list, but not all of it")
 
 
 REGISTRY = registry(
     kind
     for kind in vars(kinds).values()
-    if isinstance(kind, type) and issubclass(kind, Kind) and kind is not Kind
+    if isinstance(kind, type) and issubclass(kind, Kind) and "kind" in vars(kind)
 )
 
-TABLES: Mapping[str, type[Kind]] = {kind.table: kind for kind in REGISTRY.values()}
+TABLES: Mapping[str, type[Kind]] = {kind.table: kind for kind in REGISTRY.values() if kind.table}
 """One kind of each table: those that share a table declare the same columns."""
+
+CHANGING = {name for name, kind in REGISTRY.items() if "changes" in vars(kind)}
+"""The kinds that change the run itself."""
 
 INITIAL_KEYS = (
     "stage_progress",

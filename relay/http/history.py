@@ -1,22 +1,32 @@
 """The history endpoints: what the archive holds of a run, streamed page by page."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response, StreamingResponse
 
+from relay.auth import Run
 from relay.errors import DatabaseUnavailable
 from relay.events.kinds import PaperGenerationProgress
-from relay.history import PAGE, History, Page, Progress
+from relay.events.registry import TABLES
+from relay.history import PAGE, History
 from relay.http.access import Access
+from relay.settings import Settings
 from relay.stream.keys import MAX_EVENT_ID, START
+from relay.stream.replay import Replay
 
 RUN = "/conversations/{conversation_id}/idea/research-run/{run_id}"
 
-_TABLE = PaperGenerationProgress.table
+PIECE_BYTES = 256 * 1024
+"""What is held in memory of an answer at a time."""
+
+Conversation = Annotated[int, Path()]
+RunPath = Annotated[str, Path()]
+After = Annotated[int, Query(ge=START, le=MAX_EVENT_ID, description="Only events with a higher id")]
+Limit = Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")]
 
 
 class PaperGenerationEventModel(BaseModel):
@@ -41,49 +51,110 @@ class PaperGenerationHistory(BaseModel):
     overall_progress: float
 
 
-def router(history: Callable[[], History], access: Access) -> APIRouter:
+class EventHistory(BaseModel):
+    """The events of one kind, oldest first."""
+
+    run_id: str
+    events: list[dict[str, Any]]
+
+
+def router(
+    history: Callable[[], History], replay: Callable[[], Replay], access: Access, settings: Settings
+) -> APIRouter:
     """The routes of the readers' side."""
     routes = APIRouter(tags=["history"])
 
+    async def permitted(request: Request, conversation_id: Conversation, run_id: RunPath) -> Run:
+        run = await access.check(request.scope, conversation_id, run_id)
+        if run is None:
+            raise DatabaseUnavailable  # it was away a moment ago: no second wait for it
+        return run
+
+    def of_table(table: str) -> Callable[..., Awaitable[Response]]:
+        async def events(
+            run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
+        ) -> Response:
+            newest = await history().newest(run.run_id)
+            return await _document(history(), table, run.run_id, after, newest, limit, b"}")
+
+        return events
+
     @routes.get(
-        f"{RUN}/paper-generation-progress",
+        f"{RUN}/{PaperGenerationProgress.history_path}",
         summary="The paper generation of a run, from the archive",
         responses={200: {"model": PaperGenerationHistory}},
     )
     async def paper_generation_progress(
-        request: Request,
-        conversation_id: Annotated[int, Path()],
-        run_id: Annotated[str, Path()],
-        after: Annotated[
-            int, Query(ge=START, le=MAX_EVENT_ID, description="Only events with a higher id")
-        ] = START,
-        limit: Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")] = None,
+        run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
     ) -> Response:
-        if await access.check(request.scope, conversation_id, run_id) is None:
-            raise DatabaseUnavailable  # it was away a moment ago: no second wait for it
-        archive = history()
-        latest = await archive.latest(run_id)
-        # Rows that come in while this is written are left out, so that it ends, and ends with the latest.
-        before = latest.id + 1 if latest else START
-        first = await archive.page(_TABLE, run_id, after, before, limit or PAGE)
-        return StreamingResponse(
-            _document(archive, run_id, first, latest, before, everything=limit is None),
-            media_type="application/json",
-            headers={"cache-control": "no-store", "x-content-type-options": "nosniff"},
+        latest = await history().latest(run.run_id)
+        tail = b',"latest_step":%b,"overall_progress":%b}' % (
+            to_json(latest.step if latest else None),
+            to_json(latest.progress if latest else 0.0),
         )
+        newest = latest.id if latest else START
+        return await _document(
+            history(), PaperGenerationProgress.table, run.run_id, after, newest, limit, tail
+        )
+
+    for table, kind in TABLES.items():
+        if kind is not PaperGenerationProgress:
+            path = f"{RUN}/{kind.history_path}"
+            routes.add_api_route(
+                path,
+                of_table(table),
+                summary=f"The {kind.history_path} of a run, from the archive",
+                responses={200: {"model": EventHistory}},
+                name=path,
+            )
+
+    @routes.get(RUN, summary="A run with all that happened in it, and the id that this is exact at")
+    async def everything(run: Annotated[Run, Depends(permitted)]) -> Response:
+        snapshot = await replay().snapshot(run.run_id)
+        head = b'{"id":%d,"run":%b,' % (
+            snapshot.position,
+            to_json(run.shown(snapshot.changes, settings.stale_after_s)),
+        )
+        return await _streamed(_around(head, snapshot.lists, b"}"))
 
     return routes
 
 
 async def _document(
-    archive: History, run_id: str, page: Page, latest: Progress | None, before: int, *, everything: bool
-) -> AsyncIterator[bytes]:
-    yield b'{"run_id":%b,"events":[%b' % (to_json(run_id), page.payloads)
-    while everything and page.rows == PAGE:
-        page = await archive.page(_TABLE, run_id, page.last, before)
-        if page.rows:
-            yield b"," + page.payloads
-    yield b'],"latest_step":%b,"overall_progress":%b}' % (
-        to_json(latest.step if latest else None),
-        to_json(latest.progress if latest else 0.0),
-    )
+    archive: History, table: str, run_id: str, after: int, newest: int, limit: int | None, tail: bytes
+) -> Response:
+    """The events up to `newest`: what comes in while this is written is left out, so that it ends."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        page = await archive.page(table, run_id, after, newest + 1, limit or PAGE)
+        yield page.payloads
+        while limit is None and page.rows == PAGE:
+            page = await archive.page(table, run_id, page.last, newest + 1)
+            if page.rows:
+                yield b"," + page.payloads
+
+    return await _streamed(_around(b'{"run_id":%b,"events":[' % to_json(run_id), pieces(), b"]" + tail))
+
+
+async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> AsyncIterator[bytes]:
+    """Pieces of a good size: the head with the first one, the tail with the last one."""
+    waiting = head
+    async for piece in middle:
+        waiting += piece
+        if len(waiting) > PIECE_BYTES:
+            yield waiting
+            waiting = b""
+    yield waiting + tail
+
+
+async def _streamed(pieces: AsyncIterator[bytes]) -> Response:
+    """A JSON answer, as it is read. What fails before the first piece is an error like any other."""
+    first = await anext(pieces)
+
+    async def all_pieces() -> AsyncIterator[bytes]:
+        yield first
+        async for piece in pieces:
+            yield piece
+
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return StreamingResponse(all_pieces(), media_type="application/json", headers=headers)

@@ -11,14 +11,15 @@ import random
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from relay.auth import Run
 from relay.errors import NotAcceptable, RelayError, Unavailable
+from relay.events.base import Message
 from relay.events.registry import REGISTRY
 from relay.http.access import Access
 from relay.http.asgi import header
@@ -31,9 +32,9 @@ from relay.sse import (
     CONTENT_TYPE,
     KEEP_ALIVE,
     Frame,
+    Framing,
     goodbye,
     greeting,
-    message,
     opening,
     parse_position,
 )
@@ -196,7 +197,7 @@ class LiveStream:
         try:
             run = await self._access.check(scope, scope["path_params"]["conversation_id"], run_id)
             _check_accept(scope)
-            position, resumable = _asked(scope)
+            position, framing = _asked(scope)
         except RelayError as error:
             await problem(error)(scope, receive, send)
             return
@@ -208,8 +209,8 @@ class LiveStream:
         shard = shards[shard_of_run(run_id, len(shards))]
         connection = scope.get("extensions", {}).get(EXTENSION)
         wire: Wire = DirectWire(connection, send) if connection else BufferedWire(receive, send)
-        viewer = Viewer(run_id, wire, resumable=resumable, buffer_limit=self._settings.viewer_buffer_bytes)
-        stream = _Stream(viewer, wire, send, self._replay(), shard.tailer, run, self._settings.slow_viewer_s)
+        viewer = Viewer(run_id, wire, framing=framing, buffer_limit=self._settings.viewer_buffer_bytes)
+        stream = _Stream(viewer, wire, send, self._replay(), shard.tailer, run, self._settings)
         shard.hub.register(viewer)
         try:
             async with wire.serve(viewer):
@@ -240,7 +241,7 @@ class _Stream:
         replay: Replay,
         tailer: Tailer,
         run: Run | None,
-        patience_s: float,
+        settings: Settings,
     ) -> None:
         self._viewer = viewer
         self._wire = wire
@@ -248,7 +249,7 @@ class _Stream:
         self._replay = replay
         self._tailer = tailer
         self._run = run
-        self._patience_s = patience_s
+        self._settings = settings
         self.started = False
 
     async def serve(self, position: int | None) -> None:
@@ -308,36 +309,35 @@ class _Stream:
             if not (page and page.more):
                 end = end or _end_message(await self._replay.end(viewer.run_id))
                 if end:
-                    complete = Frame(viewer.position, end, last=True)
-                    await self._write(complete.block(viewer.resumable), last=True)
+                    complete = Frame(viewer.position, viewer.run_id, [end], last=True)
+                    await self._write(complete.block(viewer.framing), last=True)
                     return False
                 if viewer.release():
                     return True
             page = await self._replay.after(viewer.run_id, viewer.position)
 
-    def _ended_before(self) -> bytes | None:
+    def _ended_before(self) -> Message | None:
         """The last message, where the database knows that the run is over."""
         if self._run is None or not self._run.over:
             return None
-        return message("complete", to_json({"status": self._run.status}))
+        return "complete", to_json({"status": self._run.status})
 
-    async def _send_page(self, page: Page) -> bytes | None:
+    async def _send_page(self, page: Page) -> Message | None:
         """Sends the records, except the end, which comes last of all and is returned as message."""
         frames = [made for record in page.records if not record.ends_run and (made := frame(record))]
-        await self._write(b"".join(made.block(self._viewer.resumable) for made in frames))
+        await self._write(b"".join(made.block(self._viewer.framing) for made in frames))
         if page.records:
             self._viewer.position = page.records[-1].id
         return _end_message(page.end)
 
-    async def _send_initial(self) -> bytes | None:
+    async def _send_initial(self) -> Message | None:
         """Sends all that happened. Raises Unavailable before anything is sent of it, _TornBlock after."""
         if self._run is None:
             raise Unavailable("The archive is not available; connect again later.")
         viewer = self._viewer
         snapshot = await self._replay.snapshot(viewer.run_id)
-        end = _end_message(snapshot.end)
-        run = self._run._asdict() | (_status(snapshot.end) if snapshot.end else {})
-        waiting = bytearray(opening(snapshot.position, viewer.resumable))
+        run = self._run.shown(snapshot.changes, self._settings.stale_after_s)
+        waiting = bytearray(opening(snapshot.position, viewer.framing))
         waiting += b'{"type":"initial","data":{"run":%b,' % to_json(run)
         torn = False
         try:
@@ -353,10 +353,10 @@ class _Stream:
             raise
         await self._write(bytes(waiting) + b"}}" + CLOSING)
         viewer.position = snapshot.position
-        return end
+        return _end_message(snapshot.end)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
-        async with asyncio.timeout(self._patience_s):
+        async with asyncio.timeout(self._settings.slow_viewer_s):
             if not self.started:
                 self.started = True
                 await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
@@ -365,17 +365,10 @@ class _Stream:
                 await self._wire.send(data, last=last)
 
 
-def _end_message(end: Record | None) -> bytes | None:
+def _end_message(end: Record | None) -> Message | None:
     if end is None:
         return None
-    kind = REGISTRY[end.kind]
-    return message(kind.sse_type, kind.live(end.payload))
-
-
-def _status(end: Record) -> dict[str, Any]:
-    """What the end of a run changes in the run, also before it is archived."""
-    live: dict[str, Any] = from_json(REGISTRY[end.kind].live(end.payload))
-    return live | {"finished_at": from_json(end.payload)["created_at"]}
+    return REGISTRY[end.kind].messages(end.payload)[-1]
 
 
 def _retry_ms() -> int:
@@ -388,10 +381,11 @@ def _check_accept(scope: Scope) -> None:
         raise NotAcceptable
 
 
-def _asked(scope: Scope) -> tuple[int | None, bool]:
-    """The position to resume from, if any, and whether blocks carry ids. Raises MalformedPosition."""
+def _asked(scope: Scope) -> tuple[int | None, Framing]:
+    """The position to resume from, if any, and how blocks are written. Raises MalformedPosition."""
     query = parse_qs(scope["query_string"].decode("latin-1"))
     last = (header(scope, b"last-event-id") or b"").decode("latin-1") or query.get("last_event_id", [""])[0]
     if last:
-        return parse_position(last), True
-    return None, query.get("resume", [""])[0].lower() in ("true", "1")
+        return parse_position(last), Framing.RESUMABLE
+    resume = query.get("resume", [""])[0].lower() in ("true", "1")
+    return None, Framing.RESUMABLE if resume else Framing.PLAIN

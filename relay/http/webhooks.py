@@ -19,6 +19,7 @@ from relay.errors import BadRequest, RelayError
 from relay.events.base import Kind
 from relay.events.intake import (
     BATCH,
+    RUN_WEBHOOKS,
     WEBHOOKS,
     parse,
     parse_batch,
@@ -34,6 +35,7 @@ from relay.stream.keys import RUN_ID
 from relay.stream.publish import Publisher
 
 PREFIX = "/research-pipeline/events"
+RUN_PREFIX = f"{PREFIX}/{{run_id}}"
 BATCH_PATH = f"{PREFIX}/batch"
 
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
@@ -41,8 +43,8 @@ _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _START: Message = {"type": "http.response.start", "status": 204, "headers": []}
 _BODY: Message = {"type": "http.response.body"}
 
-Parse = Callable[[bytes, bytes], Sequence[NewEvent]]
-"""(media type, body) to events."""
+Parse = Callable[[bytes, bytes, str | None], Sequence[NewEvent]]
+"""(media type, body, the run that the path names) to events."""
 
 
 class Webhook:
@@ -63,12 +65,13 @@ class Webhook:
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        run_id = scope.get("path_params", {}).get("run_id")
         try:
             auth.check_writer(self._settings.webhook_token, header(scope, b"authorization"))
             media_type = check_media_type(scope, *self._media_types)
             key = _idempotency_key(scope)
             body = await read_body(scope, receive, self._limit, self._settings.body_timeout_s)
-            await self._publisher().append(self._parse(media_type, body), key)
+            await self._publisher().append(self._parse(media_type, body, run_id), key)
         except RelayError as error:
             await problem(error)(scope, receive, send)
         else:
@@ -95,20 +98,25 @@ class RunClaim(BaseModel):
 
 
 def webhooks(settings: Settings, publisher: Callable[[], Publisher]) -> Mapping[str, ASGIApp]:
-    """The webhook at each path."""
+    """The webhook at each path. Every kind has two: one takes the run from the body, one from the path."""
 
     def of_kind(kind: type[Kind]) -> Webhook:
-        def parse_one(media_type: bytes, body: bytes) -> Sequence[NewEvent]:
-            return (parse_event(kind, body),)
+        def parse_one(media_type: bytes, body: bytes, run_id: str | None) -> Sequence[NewEvent]:
+            return (parse_event(kind, body, run_id),)
 
         return Webhook(settings, publisher, parse_one, JSON, limit=settings.event_bytes)
 
-    def parse_many(media_type: bytes, body: bytes) -> Sequence[NewEvent]:
+    def parse_many(media_type: bytes, body: bytes, run_id: str | None) -> Sequence[NewEvent]:
         parse_all = parse_lines if media_type == NDJSON else parse_batch
         return parse_all(body, settings.batch_events)
 
     batch = Webhook(settings, publisher, parse_many, JSON, NDJSON, limit=settings.batch_bytes)
-    return {PREFIX + kind.path: of_kind(kind) for kind in REGISTRY.values()} | {BATCH_PATH: batch}
+    single = {kind: of_kind(kind) for kind in REGISTRY.values()}
+    return {
+        **{PREFIX + kind.path: app for kind, app in single.items()},
+        **{RUN_PREFIX + kind.path: app for kind, app in single.items()},
+        BATCH_PATH: batch,
+    }
 
 
 def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[[], Ownership]) -> APIRouter:
@@ -118,9 +126,10 @@ def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[
     async def check_writer(request: Request) -> None:
         auth.check_writer(settings.webhook_token, header(request.scope, b"authorization"))
 
-    schemas: dict[str, Any] = {
-        PREFIX + kind.path: WEBHOOKS[name].json_schema() for name, kind in REGISTRY.items()
-    } | {BATCH_PATH: BATCH.json_schema()}
+    schemas: dict[str, Any] = {BATCH_PATH: BATCH.json_schema()}
+    for name, kind in REGISTRY.items():
+        schemas[PREFIX + kind.path] = WEBHOOKS[name].json_schema()
+        schemas[RUN_PREFIX + kind.path] = RUN_WEBHOOKS[name].json_schema()
     for path, app in apps.items():
         routes.add_api_route(
             path,
@@ -131,7 +140,7 @@ def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[
             responses=_PROBLEMS,
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[path]}}},
-                "parameters": [_KEY_PARAMETER],
+                "parameters": [_KEY_PARAMETER, *([_RUN_PARAMETER] if "{" in path else [])],
                 "security": [{"webhookToken": []}],
             },
             name=path,
@@ -187,6 +196,13 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         500: "The server has no token configured",
         503: "Not stored, or the outcome is unknown: send it again",
     }.items()
+}
+
+_RUN_PARAMETER = {
+    "name": "run_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": f"^{RUN_ID}$"},
 }
 
 _KEY_PARAMETER = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from relay.events.registry import REGISTRY
-from relay.sse import Frame, message
+from relay.sse import Frame
 from relay.stream.keys import StreamId, created_at, event_id
 
 FIELDS = (b"r", b"k", b"e")
@@ -40,14 +40,15 @@ class Entry(NamedTuple):
             self.text[1:-1],
             created_at(self.id).encode(),
         )
-        return Record(self.id, self.kind, payload)
+        return Record(self.id, self.run_id, self.kind, payload)
 
 
 class Record(NamedTuple):
     """An event as viewers and history see it. `payload` is a JSON object: id, run_id, the columns of its
-    kind, created_at."""
+    kind, occurred_at where that is known, created_at."""
 
     id: int
+    run_id: str
     kind: str
     payload: bytes
 
@@ -80,4 +81,4 @@ def frame(record: Record) -> Frame | None:
     kind = REGISTRY.get(record.kind)
     if kind is None:
         return None
-    return Frame(record.id, message(kind.sse_type, kind.live(record.payload)), last=kind.ends_run)
+    return Frame(record.id, record.run_id, kind.messages(record.payload), last=kind.ends_run)

@@ -6,14 +6,15 @@ there on all that both hold is without a hole.)
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import redis.exceptions
+from pydantic_core import from_json
 
 from relay.connect import SharedLink
 from relay.errors import Unavailable
-from relay.events.registry import INITIAL_KEYS, REGISTRY
+from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
 from relay.stream.entry import MalformedEntry, Record, decode
 from relay.stream.keys import START, ShardKeys, shard_of_run, stream_id
 
@@ -57,8 +58,10 @@ class Snapshot(NamedTuple):
 
     position: int
     end: Record | None
+    changes: Mapping[str, Any]
     lists: AsyncIterator[bytes]
-    """The lists of the `initial` frame, as pieces of JSON: `"key":[...],"key":[...]`."""
+    """The lists of the `initial` frame, as pieces of JSON: `"key":[...],"key":[...]`. `changes` are what
+    events that may not be archived yet change in the run."""
 
 
 class Replay:
@@ -95,6 +98,7 @@ class Replay:
         return Snapshot(
             position=logged[-1].id if logged else before - 1,
             end=_end(logged),
+            changes=_changes(logged),
             lists=self._lists(run_id, before, logged),
         )
 
@@ -103,7 +107,7 @@ class Replay:
             yield b'%b"%b":[' % (b"," if place else b"", key.encode())
             kinds = {name: kind for name, kind in REGISTRY.items() if kind.initial_key == key}
             separator = b""
-            for table in {kind.table for kind in kinds.values()} if before > START + 1 else ():
+            for table in {kind.table for kind in kinds.values() if kind.table} if before > START + 1 else ():
                 async for payloads in self._archive.payloads(table, run_id, before):
                     yield separator + payloads
                     separator = b","
@@ -127,6 +131,14 @@ class Replay:
 def _page(found: Sequence[Record], position: int) -> Page:
     records = [record for record in found if record.id > position]
     return Page(records, _end(found), more=len(records) >= PAGE)
+
+
+def _changes(records: Sequence[Record]) -> Mapping[str, Any]:
+    changes: dict[str, Any] = {}
+    for record in records:
+        if record.kind in CHANGING:
+            changes |= REGISTRY[record.kind].changes(from_json(record.payload))
+    return changes
 
 
 def _end(records: Sequence[Record]) -> Record | None:

@@ -71,7 +71,8 @@ class Relay:
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if set(words) <= {Path(part).name for part in child.cmdline()}:
+                words_of = " ".join(child.cmdline()).split()  # some servers rewrite theirs into one
+                if set(words) <= {Path(word).name for word in words_of}:
                     found.append(child.pid)
         return found
 

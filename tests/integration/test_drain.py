@@ -336,11 +336,14 @@ def test_the_limit_of_trimming_is_compared_in_numbers(
 def test_the_statements_of_a_kind_are_these() -> None:
     insert, also = [" ".join(statement.split()) for statement in statements(RunFinished)]
     assert insert == (
-        "INSERT INTO research_pipeline_run_events (id, run_id, event_type, metadata, created_at) "
-        "SELECT id, run_id, event_type, metadata, created_at "
+        "INSERT INTO research_pipeline_run_events (id, run_id, event_type, metadata, occurred_at, created_at) "
+        "SELECT id, run_id, event_type, metadata, occurred_at, created_at "
         "FROM jsonb_to_recordset(%(events)s::jsonb) "
-        "AS event(id bigint, run_id text, event_type text, metadata jsonb, created_at timestamptz) "
+        "AS event(id bigint, run_id text, event_type text, metadata jsonb, "
+        "occurred_at timestamptz, created_at timestamptz) "
         "ORDER BY id ON CONFLICT (id) DO NOTHING"
     )
-    assert also.startswith("WITH events AS ( SELECT id, run_id, event_type, metadata, created_at FROM")
+    assert also.startswith(
+        "WITH events AS ( SELECT id, run_id, event_type, metadata, occurred_at, created_at FROM"
+    )
     assert "UPDATE research_pipeline_runs" in also

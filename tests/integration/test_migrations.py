@@ -16,7 +16,12 @@ from relay import migrate
 from relay.events.registry import TABLES
 from tests.conftest import Servers
 
-FIXED = {"id": "bigint", "run_id": "text", "created_at": "timestamp with time zone"}
+FIXED = {
+    "id": "bigint",
+    "run_id": "text",
+    "occurred_at": "timestamp with time zone",
+    "created_at": "timestamp with time zone",
+}
 COLUMNS = "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{}'"
 INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = '{}'"
 OWN = {"alembic_version", "conversations", "research_pipeline_runs"}

@@ -10,6 +10,7 @@ import redis
 from relay import connect
 from relay.errors import Unavailable
 from relay.hub import Hub, Viewer, Wake
+from relay.sse import Framing
 from relay.stream import tail
 from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
@@ -42,7 +43,7 @@ async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     hub, wire = Hub(), Wire()
     tailer = Tailer(lambda: connect.tail_link(servers.redis_url), hub, 0)
     running = asyncio.create_task(tailer.run())
-    viewer = Viewer("run-1", wire, resumable=True, buffer_limit=1 << 20)
+    viewer = Viewer("run-1", wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
     hub.register(viewer)
     await tailer.ready(5)
     viewer.missed = False

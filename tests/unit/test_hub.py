@@ -1,13 +1,14 @@
 """The hand-over from replay to live, and what happens to viewers that do not read."""
 
 import asyncio
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.hub import BACKLOG, SLICES, Burst, Hub, State, Viewer, Wake, chunk
-from relay.sse import KEEP_ALIVE, Frame
+from relay.sse import KEEP_ALIVE, Frame, Framing
 
 RUN = "run-1"
 
@@ -28,16 +29,18 @@ class Wire:
 
 
 def frame(id: int, *, last: bool = False) -> Frame:
-    return Frame(id, b"%d" % id, last=last)
+    return Frame(id, RUN, [("n", b"%d" % id)], last=last)
 
 
 def ids(wire: Wire) -> list[int]:
     blocks = b"".join(wire.written).split(b"\n\n")
-    return [int(block.removeprefix(b"data: ")) for block in blocks if block.startswith(b"data: ")]
+    return [
+        json.loads(block.removeprefix(b"data: "))["data"] for block in blocks if block.startswith(b"data: ")
+    ]
 
 
 def new_viewer(hub: Hub, wire: Wire, run_id: str = RUN) -> Viewer:
-    viewer = Viewer(run_id, wire, resumable=False, buffer_limit=100)
+    viewer = Viewer(run_id, wire, framing=Framing.PLAIN, buffer_limit=100)
     hub.register(viewer)
     return viewer
 
@@ -139,16 +142,20 @@ async def test_everybody_gets_the_same_bytes(hub: Hub) -> None:
     assert wires[0].written[0] is wires[1].written[0]
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, unique=True).map(sorted), st.integers(0, 50), st.booleans())
+@given(
+    st.lists(st.integers(1, 50), min_size=1, unique=True).map(sorted),
+    st.integers(0, 50),
+    st.sampled_from(Framing),
+)
 def test_a_burst_is_cut_at_a_position_and_chunked_whole(
-    numbers: list[int], position: int, resumable: bool
+    numbers: list[int], position: int, framing: Framing
 ) -> None:
     burst = Burst([frame(id) for id in numbers])
     rest = burst.after(position)
     assert [kept.id for kept in rest.frames] == [id for id in numbers if id > position] if rest else True
     assert (rest is None) == (numbers[-1] <= position)
-    data = burst.wire(resumable, chunked=False)
-    size, _, tail = burst.wire(resumable, chunked=True).partition(b"\r\n")
+    data = burst.wire(framing, chunked=False)
+    size, _, tail = burst.wire(framing, chunked=True).partition(b"\r\n")
     assert (int(size, 16), tail) == (len(data), data + b"\r\n")
 
 
@@ -177,14 +184,14 @@ async def test_whatever_happens_meanwhile_a_viewer_sees_each_event_once_in_order
         elif step == "ask" and reading is None and viewer.state is not State.LIVE:
             viewer.state, reading = State.REPLAYING, len(log)
         elif step == "answer" and reading is not None:
-            wire.written += [frame(id).block(False) for id in log[viewer.position : reading]]
+            wire.written += [frame(id).block(Framing.PLAIN) for id in log[viewer.position : reading]]
             viewer.position = max(viewer.position, reading)
             read, reading = reading, None
             if not viewer.release():
                 reading = len(log)
     while viewer.state is not State.LIVE:
         read = len(log)
-        wire.written += [frame(id).block(False) for id in log[viewer.position : read]]
+        wire.written += [frame(id).block(Framing.PLAIN) for id in log[viewer.position : read]]
         viewer.position = max(viewer.position, read)
         viewer.release()
     hub.dispatch(RUN, [frame(id) for id in log[tailed:]])

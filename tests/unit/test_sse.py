@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from relay import sse
 from relay.errors import MalformedPosition
+from relay.sse import Framing
 from relay.stream.keys import MAX_EVENT_ID
 
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
@@ -33,30 +34,42 @@ def parse(stream: str) -> tuple[list[tuple[str, str]], str]:
     return messages, last_id
 
 
-@given(st.lists(st.tuples(st.integers(0, MAX_EVENT_ID), texts), max_size=20), st.booleans())
+@given(st.lists(st.tuples(st.integers(0, MAX_EVENT_ID), texts), max_size=20), st.sampled_from(Framing))
 def test_an_independent_parser_reads_back_what_was_framed(
-    events: list[tuple[int, str]], resumable: bool
+    events: list[tuple[int, str]], framing: Framing
 ) -> None:
     frames = [
-        sse.Frame(id, sse.message("log", json.dumps({"text": text}, ensure_ascii=False).encode()))
+        sse.Frame(id, "run-1", [("log", json.dumps({"text": text}, ensure_ascii=False).encode())])
         for id, text in events
     ]
-    wire = sse.greeting(1000) + sse.KEEP_ALIVE.join(frame.block(resumable) for frame in frames)
+    wire = sse.greeting(1000) + sse.KEEP_ALIVE.join(frame.block(framing) for frame in frames)
     messages, _ = parse((wire + sse.goodbye(1000)).decode())
     assert [json.loads(data)["data"]["text"] for data, _ in messages] == [text for _, text in events]
-    assert [id for _, id in messages] == [str(id) if resumable else "" for id, _ in events]
+    assert [id for _, id in messages] == ["" if framing is Framing.PLAIN else str(id) for id, _ in events]
 
 
-def test_a_plain_block_begins_with_data_and_a_resumable_one_with_its_id() -> None:
-    frame = sse.Frame(7311, sse.message("complete", b"{}"))
-    assert frame.block(False) == b'data: {"type":"complete","data":{}}\n\n'
-    assert frame.block(True) == b'id: 7311\ndata: {"type":"complete","data":{}}\n\n'
+def test_a_block_begins_with_data_or_with_its_id() -> None:
+    frame = sse.Frame(7311, "run-1", [("complete", b"{}")])
+    assert frame.block(Framing.PLAIN) == b'data: {"type":"complete","data":{}}\n\n'
+    assert frame.block(Framing.RESUMABLE) == b'id: 7311\ndata: {"type":"complete","data":{}}\n\n'
+    labelled = b'id: 7311\ndata: {"type":"complete","run_id":"run-1","data":{}}\n\n'
+    assert frame.block(Framing.LABELLED) == labelled
+
+
+def test_state_goes_before_its_event_and_does_not_move_the_position() -> None:
+    frame = sse.Frame(7311, "run-1", [("run_update", b"{}"), ("run_event", b"{}")])
+    messages, position = parse("id: 5\n\n" + frame.block(Framing.RESUMABLE).decode())
+    assert [(json.loads(data)["type"], id) for data, id in messages] == [
+        ("run_update", "5"),
+        ("run_event", "7311"),
+    ]
+    assert position == "7311"
 
 
 @pytest.mark.parametrize("data", [b'{"a":\n1}', b'{"a":\r1}'])
 def test_data_of_several_lines_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="one line"):
-        sse.Frame(1, data)
+        sse.Frame(1, "run-1", [("log", data)])
 
 
 @given(st.integers(0, MAX_EVENT_ID))
