@@ -1,14 +1,26 @@
 """What an event kind declares."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+)
 
 from relay.stream.keys import RUN_ID
 
 ROUNDING = 1e-6
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 def _clamp(value: float) -> float:
@@ -30,6 +42,16 @@ Count = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
 """A whole number that browsers can hold."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _check_moment(value: Any) -> Any:
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        raise ValueError("Input should be a date and time with an offset, as RFC 3339 writes them")
+    return value
+
+
+Moment = Annotated[AwareDatetime, Strict(False), BeforeValidator(_check_moment)]
+"""A moment as text. (Not strict beneath that, since pydantic takes text for one only straight from JSON.)"""
 
 Message = tuple[str, bytes]
 """The type and the data of a message to viewers."""

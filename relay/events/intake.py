@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import (
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -25,7 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from relay.errors import BatchTooLong, FieldError, InvalidEvent, MalformedJson
-from relay.events.base import Kind, RunId
+from relay.events.base import Kind, Moment, RunId
 from relay.events.registry import REGISTRY
 from relay.stream.entry import NewEvent
 from relay.stream.keys import RUN_ID
@@ -48,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 class _Envelope(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
-    occurred_at: AwareDatetime | None = None
+    occurred_at: Moment | None = None
 
 
 class _FlatEnvelope(_Envelope):

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, ClassVar
 
-from pydantic import AwareDatetime, Field, model_serializer
+from pydantic import Field, model_serializer
 from pydantic_core import from_json, to_json
 
-from relay.events.base import Count, Fraction, Kind, Label, Message, Number, Text
+from relay.events.base import Count, Fraction, Kind, Label, Message, Moment, Number, Text
 
 
 class RunStageProgress(Kind):
@@ -132,7 +132,7 @@ class Artifact(Kind):
     filename: Text
     file_size: Count
     file_type: Label
-    created_at: AwareDatetime = Field(exclude=True)
+    created_at: Moment = Field(exclude=True)
 
     def happened_at(self) -> datetime:
         return self.created_at

@@ -58,12 +58,8 @@ TABLES: Mapping[str, type[Kind]] = {kind.table: kind for kind in REGISTRY.values
 CHANGING = {name for name, kind in REGISTRY.items() if "changes" in vars(kind)}
 """The kinds that change the run itself."""
 
-INITIAL_KEYS = (
-    "stage_progress",
-    "logs",
-    "substage_events",
-    "artifacts",
-    "events",
-    "paper_generation_progress",
+_CONTRACT = ("stage_progress", "logs", "substage_events", "artifacts", "events", "paper_generation_progress")
+INITIAL_KEYS = tuple(
+    dict.fromkeys((*_CONTRACT, *(kind.initial_key for kind in TABLES.values() if kind.initial_key)))
 )
 """The lists of the `initial` frame, in the order of the contract; all are there, even when empty."""

@@ -336,7 +336,8 @@ def test_the_limit_of_trimming_is_compared_in_numbers(
 def test_the_statements_of_a_kind_are_these() -> None:
     insert, also = [" ".join(statement.split()) for statement in statements(RunFinished)]
     assert insert == (
-        "INSERT INTO research_pipeline_run_events (id, run_id, event_type, metadata, occurred_at, created_at) "
+        "INSERT INTO research_pipeline_run_events "
+        "(id, run_id, event_type, metadata, occurred_at, created_at) "
         "SELECT id, run_id, event_type, metadata, occurred_at, created_at "
         "FROM jsonb_to_recordset(%(events)s::jsonb) "
         "AS event(id bigint, run_id text, event_type text, metadata jsonb, "
