@@ -25,7 +25,8 @@ from relay.http import ops, problems, webhooks
 from relay.http.access import Access
 from relay.http.asgi import HandOff
 from relay.http.fastlane import FastLane
-from relay.http.stream import LiveStream, Shard
+from relay.http.stream import LiveStream
+from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.settings import Settings
 from relay.stream.publish import Publisher

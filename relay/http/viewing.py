@@ -1,0 +1,163 @@
+"""What serves one viewer, whatever it watches: the answer's life from its headers to the farewell."""
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import parse_qs
+
+from starlette.types import Receive, Scope, Send
+
+from relay.errors import NotAcceptable, RelayError, Unavailable
+from relay.http.asgi import header
+from relay.http.problems import problem
+from relay.http.wire import Wire
+from relay.hub import Hub, Viewer, Wake
+from relay.settings import Settings
+from relay.sse import CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
+from relay.stream.tail import Tailer
+
+RETRY_MS = (1_000, 5_000)
+"""When viewers come back after a cut: at random in between, so that not all come at once."""
+
+CONNECT_S = 2.5
+"""How long a new viewer waits for the event log before it gets a 503."""
+
+RETRY_READ_S = 1.0
+"""How long a connected viewer waits before it asks the stores again."""
+
+PIECE_BYTES = 256 * 1024
+"""Of a long block, what is held in memory at a time."""
+
+_HEADERS = [
+    (b"content-type", CONTENT_TYPE.encode() + b"; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+class Shard(NamedTuple):
+    """What serves the viewers of a shard."""
+
+    hub: Hub
+    tailer: Tailer
+
+
+class TornBlock(Exception):
+    """A store failed while a block was half sent. The client drops the half when the connection ends."""
+
+
+class Viewing(ABC):
+    """One viewer's task. It sends what lies in the past, and sleeps while the hub sends what is new."""
+
+    def __init__(
+        self, viewer: Viewer, wire: Wire, send: Send, tailers: Iterable[Tailer], settings: Settings
+    ) -> None:
+        self.viewer = viewer
+        self.settings = settings
+        self._wire = wire
+        self._send = send
+        self._tailers = list(tailers)
+        self._started = False
+
+    @abstractmethod
+    async def begin(self) -> bool:
+        """Sends what the viewer asked for and makes it live. False: that was all. Raises RelayError."""
+
+    @abstractmethod
+    async def catch_up(self) -> bool:
+        """Sends what follows the viewer's position and makes it live again. False: that was all."""
+
+    async def idle(self) -> Wake:
+        """Waits until there is something to do."""
+        return await self.viewer.woken()
+
+    async def serve(self, scope: Scope, receive: Receive) -> None:
+        """The whole answer."""
+        try:
+            async with self._wire.serve(self.viewer):
+                await self._ready(CONNECT_S)
+                live = await self.begin()
+                while live:
+                    live = await self._go_on(await self.idle())
+        except RelayError as error:
+            if self._started:
+                self._wire.abort()
+            else:
+                await problem(error)(scope, receive, self._send)
+        except (TimeoutError, TornBlock):
+            self._wire.abort()
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Sends data, after the headers and the greeting. TimeoutError: the viewer does not read."""
+        async with asyncio.timeout(self.settings.slow_viewer_s):
+            if not self._started:
+                self._started = True
+                await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                data = greeting(_retry_ms()) + data
+            if data or last:
+                await self._wire.send(data, last=last)
+
+    async def nothing_more(self) -> None:
+        """Tells a reconnecting browser to stop."""
+        await self._send({"type": "http.response.start", "status": 204, "headers": []})
+        await self._send({"type": "http.response.body"})
+
+    async def _go_on(self, why: Wake) -> bool:
+        """Does what the viewer was woken for. False: the stream is at its end."""
+        match why:
+            case Wake.GONE:
+                return False
+            case Wake.ENDED:
+                await self.write(b"", last=True)
+                return False
+            case Wake.LEAVE:
+                await self.write(goodbye(_retry_ms()), last=True)
+                return False
+            case Wake.SLOW:
+                await self.write(KEEP_ALIVE)  # goes out once the client has read again
+        return await self._resume()
+
+    async def _resume(self) -> bool:
+        """Catches up as soon as the stores allow."""
+        while not self.viewer.leaving:
+            try:
+                await self._ready(RETRY_READ_S)
+                return await self.catch_up()
+            except Unavailable:
+                await asyncio.sleep(RETRY_READ_S * random.random())  # noqa: S311
+        return True
+
+    async def _ready(self, timeout_s: float) -> None:
+        for tailer in self._tailers:
+            await tailer.ready(timeout_s)
+
+
+def _retry_ms() -> int:
+    return random.randint(*RETRY_MS)  # noqa: S311
+
+
+def check_accept(scope: Scope) -> None:
+    """Raises NotAcceptable where the client wants no event stream."""
+    accept = header(scope, b"accept")
+    if accept and not any(wanted in accept for wanted in (b"text/event-stream", b"text/*", b"*/*")):
+        raise NotAcceptable
+
+
+def asked_position(scope: Scope) -> str:
+    """The position to resume from: the header, or else the query; empty where there is none."""
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    return (header(scope, b"last-event-id") or b"").decode("latin-1") or query.get("last_event_id", [""])[0]
+
+
+def asks_to_resume(scope: Scope) -> bool:
+    query = parse_qs(scope["query_string"].decode("latin-1"))
+    return query.get("resume", [""])[0].lower() in ("true", "1")
+
+
+async def only_headers(send: Send) -> None:
+    """The answer to HEAD."""
+    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    await send({"type": "http.response.body"})

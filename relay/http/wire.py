@@ -1,0 +1,130 @@
+"""A viewer's connection, under our own protocol class and under any other ASGI server.
+
+A viewer's own task sends what lies in the past, with backpressure. The hub writes what is new: under
+`relay.http.protocol` straight to the transport, elsewhere into a small buffer that a second task empties.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from relay.http.protocol import EXTENSION, StreamingProtocol
+from relay.hub import Sink, Viewer, Wake
+
+
+class Wire(Sink, Protocol):
+    """A viewer's connection. The hub writes to it; the viewer's own task sends."""
+
+    def serve(self, viewer: Viewer) -> contextlib.AbstractAsyncContextManager[None]:
+        """Wakes the viewer's task when the connection is lost or the server shuts down."""
+        ...
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        """Sends after all that was written, once the client has read most of that."""
+        ...
+
+    def abort(self) -> None:
+        """Cuts the connection, with all that waits to be read."""
+        ...
+
+
+class DirectWire:
+    """Our own protocol's transport: what the hub writes goes out without an awaited call."""
+
+    chunked = True
+
+    def __init__(self, connection: StreamingProtocol, send: Send) -> None:
+        self._connection = connection
+        self._send = send
+        self.write = connection.transport.write
+        self.pending = connection.transport.get_write_buffer_size
+
+    @contextlib.asynccontextmanager
+    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
+        connection = self._connection
+        connection.on_lost = lambda: viewer.wake(Wake.GONE)
+        connection.on_shutdown = lambda: viewer.wake(Wake.LEAVE)
+        if connection.transport.is_closing():
+            viewer.wake(Wake.GONE)
+        try:
+            yield
+        finally:
+            connection.on_lost = connection.on_shutdown = None
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    def abort(self) -> None:
+        """Resets the connection: after a mere close the kernel would keep what the client does not read."""
+        transport = self._connection.transport
+        at_once = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        transport.abort()
+
+
+class BufferedWire:
+    """Any other server: what the hub writes waits in a buffer that a second task sends."""
+
+    chunked = False
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._buffer = bytearray()
+        self._sending = 0
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def write(self, data: bytes) -> None:
+        self._buffer += data
+        self._idle.clear()
+        self._news.set()
+
+    def pending(self) -> int:
+        return len(self._buffer) + self._sending
+
+    def abort(self) -> None:
+        """ASGI has no way to cut a connection: the server does so when the application just returns."""
+
+    @contextlib.asynccontextmanager
+    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch(viewer))]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        await self._idle.wait()
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def _pump(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._sending = len(data)
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+            self._sending = 0
+            if not self._buffer:
+                self._idle.set()
+
+    async def _watch(self, viewer: Viewer) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        viewer.wake(Wake.GONE)
+
+
+def wire_for(scope: Scope, receive: Receive, send: Send) -> Wire:
+    """The best that this server offers."""
+    connection = scope.get("extensions", {}).get(EXTENSION)
+    return DirectWire(connection, send) if connection else BufferedWire(receive, send)
