@@ -24,6 +24,7 @@ from relay.http import history as history_routes
 from relay.http import ops, problems, webhooks
 from relay.http.access import Access
 from relay.http.asgi import HandOff
+from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
 from relay.http.stream import LiveStream
 from relay.http.viewing import Shard
@@ -132,6 +133,21 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         last_event_id: Annotated[str | None, Query(description="Go on after this event")] = None,
     ) -> Response:
         return HandOff(live)
+
+    conversation = ConversationStream(settings, access, lambda: now().replay, lambda: now().shards)
+
+    @app.api_route(
+        "/conversations/{conversation_id}/events",
+        methods=["GET", "HEAD"],
+        tags=["live"],
+        summary="All runs of a conversation as they happen",
+        responses={200: {"content": {"text/event-stream": {}}}},
+    )
+    async def conversation_events(
+        conversation_id: Annotated[str, Path()],
+        last_event_id: Annotated[str | None, Query(description="Go on after this position")] = None,
+    ) -> Response:
+        return HandOff(conversation)
 
     problems.install(app)
     return FastLane(app, {path: hook for path, hook in hooks.items() if "{" not in path}, live)

@@ -30,16 +30,18 @@ OWNER_CACHE = 10_000
 OWNER_REMEMBERED_S = 24 * 3600
 MAX_BIGINT = (1 << 63) - 1
 
-_LOOK_UP = """
+_RUNS = """
     SELECT conversation.user_id, run.run_id, run.status, run.error_message,
            to_char(run.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"'),
            to_char(run.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"'),
            to_char(run.last_heartbeat_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')
     FROM conversations AS conversation
-    LEFT JOIN research_pipeline_runs AS run
-           ON run.conversation_id = conversation.id AND run.run_id = %(run_id)s
+    LEFT JOIN research_pipeline_runs AS run ON run.conversation_id = conversation.id {which}
     WHERE conversation.id = %(conversation_id)s
+    ORDER BY run.created_at, run.run_id
 """
+_LOOK_UP = _RUNS.format(which="AND run.run_id = %(run_id)s")
+_LOOK_UP_ALL = _RUNS.format(which="")
 
 _CLAIM_CONVERSATION = """
     INSERT INTO conversations (id, user_id) VALUES (%(conversation_id)s, %(user_id)s)
@@ -153,28 +155,29 @@ class Ownership:
         self._redis = link
         self._keys = [ShardKeys(shard) for shard in range(shards)]
         self._cache_s = cache_s
-        self._known: OrderedDict[tuple[int, str], tuple[float, asyncio.Future[Any]]] = OrderedDict()
+        self._known: OrderedDict[tuple[int, str | None], tuple[float, asyncio.Future[list[Any]]]] = (
+            OrderedDict()
+        )
 
     async def check(self, user_id: int, conversation_id: int, run_id: str) -> Run | None:
         """The run, where the user owns it; None where only Redis could be asked.
 
         Raises NotFound, Forbidden or DatabaseUnavailable.
         """
-        if conversation_id > MAX_BIGINT:
-            raise NotFound("Conversation not found")
         try:
-            row = await self._look_up(conversation_id, run_id)
+            ((_, *run),) = await self._look_up(user_id, conversation_id, run_id)
         except DatabaseUnavailable:
             if await self._remembered(run_id) == (conversation_id, user_id):
                 return None
             raise
-        if row is None:
-            raise NotFound("Conversation not found")
-        if row[0] != user_id:
-            raise Forbidden("You do not own this conversation")
-        if row[1] is None:
+        if run[0] is None:
             raise NotFound("Research run not found")
-        return Run(row[1], conversation_id, *row[2:])
+        return Run(run[0], conversation_id, *run[1:])
+
+    async def runs(self, user_id: int, conversation_id: int) -> list[Run]:
+        """All runs of a conversation, where the user owns it, the oldest first. Raises as `check` does."""
+        rows = await self._look_up(user_id, conversation_id, None)
+        return [Run(run_id, conversation_id, *rest) for _, run_id, *rest in rows if run_id is not None]
 
     async def claim(self, run_id: str, conversation_id: int, user_id: int) -> None:
         """Makes a run known, once. Raises Conflict where it, or its conversation, is another's."""
@@ -182,9 +185,20 @@ class Ownership:
         await self._database.run(lambda connection: _claim(connection, values))
         await self._remember(run_id, conversation_id, user_id)
 
-    async def _look_up(self, conversation_id: int, run_id: str) -> Any:
-        """The row of _LOOK_UP. Those who ask at once, or soon after, share one query; a run that is not
-        there yet is asked for each time, since it may be made known any moment."""
+    async def _look_up(self, user_id: int, conversation_id: int, run_id: str | None) -> list[Any]:
+        """The rows of the conversation with that run, or with all of them; at least one."""
+        if conversation_id > MAX_BIGINT:
+            raise NotFound("Conversation not found")
+        rows = await self._shared(conversation_id, run_id)
+        if not rows:
+            raise NotFound("Conversation not found")
+        if rows[0][0] != user_id:
+            raise Forbidden("You do not own this conversation")
+        return rows
+
+    async def _shared(self, conversation_id: int, run_id: str | None) -> list[Any]:
+        """Those who ask at once, or soon after, share one query; what is not there yet is asked for each
+        time, since it may be made known any moment."""
         key, now = (conversation_id, run_id), time.monotonic()
         expires, shared = self._known.get(key, (0.0, None))
         if shared is None or expires < now:
@@ -194,21 +208,20 @@ class Ownership:
             if len(self._known) > OWNER_CACHE:
                 self._known.popitem(last=False)
         try:
-            row = await asyncio.shield(shared)
+            rows = await asyncio.shield(shared)
         except DatabaseUnavailable:
             self._known.pop(key, None)
             raise
-        if row is None or row[1] is None:
+        if not rows or rows[0][1] is None:
             self._known.pop(key, None)
-        return row
+        return rows
 
-    async def _query(self, conversation_id: int, run_id: str) -> Any:
+    async def _query(self, conversation_id: int, run_id: str | None) -> list[Any]:
         values = {"conversation_id": conversation_id, "run_id": run_id}
-        rows = await self._database.rows(_LOOK_UP, values)
-        row = rows[0] if rows else None
-        if row is not None and row[1] is not None:
-            await self._remember(run_id, conversation_id, row[0])
-        return row
+        rows = await self._database.rows(_LOOK_UP_ALL if run_id is None else _LOOK_UP, values)
+        if run_id is not None and rows and rows[0][1] is not None:
+            await self._remember(run_id, conversation_id, rows[0][0])
+        return rows
 
     def _key(self, run_id: str) -> str:
         return self._keys[shard_of_run(run_id, len(self._keys))].owner(run_id)

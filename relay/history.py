@@ -25,11 +25,11 @@ _CREATED_AT = _MOMENT.format(column="created_at", digits="MS")
 _OCCURRED_AT = _MOMENT.format(column="occurred_at", digits="US")
 
 _ROWS = f"""
-    SELECT id, {{kind}} AS kind, {_OCCURRED_AT} AS occurred_at,
+    SELECT id, run_id, {{kind}} AS kind, {_OCCURRED_AT} AS occurred_at,
            (SELECT row_to_json(shown)::text
             FROM (SELECT id, run_id, {{columns}}, {_CREATED_AT} AS created_at) AS shown) AS payload
     FROM {{table}}
-    WHERE run_id = %(run_id)s AND id > %(after)s AND id < %(before)s
+    WHERE {{whose}} AND id > %(after)s AND id < %(before)s
     ORDER BY id
     LIMIT %(limit)s
 """  # noqa: S608
@@ -43,7 +43,7 @@ _PAYLOAD = """
 
 _PAGE = f"SELECT string_agg({_PAYLOAD}, ',' ORDER BY id), max(id), count(*) FROM ({_ROWS}) AS rows"  # noqa: S608
 
-_RECORDS = f"SELECT id, kind, {_PAYLOAD} AS payload FROM ({_ROWS}) AS rows"  # noqa: S608
+_RECORDS = f"SELECT id, run_id, kind, {_PAYLOAD} AS payload FROM ({_ROWS}) AS rows"  # noqa: S608
 
 _NEWEST = "SELECT max(id) AS id FROM {table} WHERE run_id = %(run_id)s"
 
@@ -66,17 +66,22 @@ _PAPER_GENERATION_EVENTS = """
 """
 
 
-def _of(kind: type[Kind], template: str) -> str:
+def _of(kind: type[Kind], template: str, whose: str = "run_id = %(run_id)s") -> str:
     name = kind.kind_column or f"'{kind.kind}'"
-    return template.format(kind=name, table=kind.table, columns=", ".join(kind.columns))
+    return template.format(kind=name, table=kind.table, columns=", ".join(kind.columns), whose=whose)
 
 
-def _over_all(template: str) -> str:
-    return " UNION ALL ".join(f"({_of(kind, template)})" for kind in TABLES.values())
+def _over_all(template: str, whose: str = "") -> str:
+    return " UNION ALL ".join(f"({_of(kind, template, whose)})" for kind in TABLES.values())
 
 
 _PAGES = {table: _of(kind, _PAGE) for table, kind in TABLES.items()}
-_ALL_RECORDS = f"SELECT id, kind, payload FROM ({_over_all(_RECORDS)}) AS record ORDER BY id LIMIT %(limit)s"  # noqa: S608
+_ALL_RECORDS = f"""
+    SELECT id, run_id, kind, payload
+    FROM ({_over_all(_RECORDS, "run_id = ANY(%(run_ids)s)")}) AS record
+    ORDER BY id
+    LIMIT %(limit)s
+"""  # noqa: S608
 _NEWEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_NEWEST)}) AS newest"  # noqa: S608
 _HIGHEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_HIGHEST)}) AS highest"  # noqa: S608
 
@@ -155,16 +160,22 @@ class History:
         row = await self._first(_LATEST_PROGRESS, {"run_id": run_id})
         return Progress(*row) if row else None
 
-    async def records(self, run_id: str, first: int, before: int | None, limit: int) -> Sequence[Record]:
-        """Events of all kinds with first <= id < before."""
+    async def records(
+        self, run_ids: Sequence[str], first: int, before: int | None, limit: int
+    ) -> Sequence[Record]:
+        """Events of all kinds of these runs with first <= id < before."""
         window = {
-            "run_id": run_id,
+            "run_ids": list(run_ids),
             "after": first - 1,
             "before": MAX_EVENT_ID + 1 if before is None else before,
             "limit": limit,
         }
         rows = await self._database.rows(_ALL_RECORDS, window)
-        return [Record(id, run_id, kind, payload.encode()) for id, kind, payload in rows if kind in REGISTRY]
+        return [
+            Record(id, run_id, kind, payload.encode())
+            for id, run_id, kind, payload in rows
+            if kind in REGISTRY
+        ]
 
     async def newest(self, run_id: str) -> int:
         """The highest id of the run, or START."""

@@ -10,12 +10,12 @@ Everything here is synchronous, so a dispatch can not be interrupted and never w
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
 
-from relay.sse import KEEP_ALIVE, Frame, Framing
-from relay.stream.keys import START
+from relay.sse import KEEP_ALIVE, Frame, Framing, join_positions
+from relay.stream.keys import START, shard_of_event
 
 BACKLOG = 1000
 """Bursts of news that a held viewer keeps; beyond that it reads the run log again instead."""
@@ -54,15 +54,20 @@ class Wake(IntEnum):
 
 
 class Burst:
-    """Consecutive frames of one run that go out in one write, encoded once for each way of writing."""
+    """Consecutive frames of one run that go out in one write, encoded once for each way of writing.
 
-    __slots__ = ("_wire", "ends", "first", "frames", "last")
+    What comes after the end of the run is in `whole`, but not in `frames`, which viewers of the run get.
+    """
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self.frames = frames
-        self.first = frames[0].id
-        self.last = frames[-1].id
-        self.ends = frames[-1].last
+    __slots__ = ("_wire", "ends", "first", "frames", "last", "whole")
+
+    def __init__(self, whole: Sequence[Frame]) -> None:
+        end = next((place for place, frame in enumerate(whole, 1) if frame.last), None)
+        self.whole = whole
+        self.frames = whole[:end]
+        self.first = whole[0].id
+        self.last = self.frames[-1].id
+        self.ends = end is not None
         self._wire: list[bytes | None] = [None] * (2 * len(Framing))
 
     def wire(self, framing: Framing, chunked: bool) -> bytes:
@@ -75,7 +80,7 @@ class Burst:
 
     def after(self, position: int) -> "Burst | None":
         """What of it comes after `position`."""
-        frames = [frame for frame in self.frames if frame.id > position]
+        frames = [frame for frame in self.whole if frame.id > position]
         return Burst(frames) if frames else None
 
 
@@ -88,7 +93,7 @@ _KEEP_ALIVE_CHUNK = chunk(KEEP_ALIVE)
 
 
 class Viewer:
-    """One reader of one run's stream. `position` is the id of the last event written to it."""
+    """One reader of a run's stream. `position` is the id of the last event written to it."""
 
     __slots__ = (
         "_awake",
@@ -98,13 +103,11 @@ class Viewer:
         "framing",
         "missed",
         "position",
-        "run_id",
         "sink",
         "state",
     )
 
-    def __init__(self, run_id: str, sink: Sink, *, framing: Framing, buffer_limit: int) -> None:
-        self.run_id = run_id
+    def __init__(self, sink: Sink, *, framing: Framing, buffer_limit: int) -> None:
         self.sink = sink
         self.position = START
         self.framing = framing
@@ -115,12 +118,12 @@ class Viewer:
         self._awake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._why: Wake | None = None
 
-    async def woken(self) -> Wake:
-        """Sleeps until there is something for the viewer's task to do."""
-        await self._awake
-        self._awake = asyncio.get_running_loop().create_future()
+    async def woken(self, timeout_s: float | None = None) -> Wake | None:
+        """Sleeps until there is something for the viewer's task to do; None: the time is up."""
+        await asyncio.wait([self._awake], timeout=timeout_s)
         why, self._why = self._why, None
-        assert why is not None  # noqa: S101 - wake() sets both
+        if why is not None:
+            self._awake = asyncio.get_running_loop().create_future()
         return why
 
     def wake(self, why: Wake) -> None:
@@ -189,49 +192,99 @@ class Viewer:
             self.hold(Wake.SLOW)
 
 
+class Follower(Viewer):
+    """One reader of many runs, over all shards: `positions` has its place in each.
+
+    The blocks of a shard have to go out in the order of their ids, whatever run they are of, or a viewer that
+    is cut could not resume. So news is gathered, and `flush` writes it once a batch of the tailer is through.
+    """
+
+    __slots__ = ("_news", "positions")
+
+    def __init__(self, sink: Sink, *, shards: int, buffer_limit: int) -> None:
+        super().__init__(sink, framing=Framing.LABELLED, buffer_limit=buffer_limit)
+        self.positions = [START] * shards
+        self._news: list[Frame] = []
+
+    def release(self) -> bool:
+        released = super().release()
+        self.flush()
+        return released
+
+    def flush(self) -> None:
+        """Writes the news that was gathered, in order, and leaves out what it has already."""
+        if self.state is not State.LIVE or not self._news:
+            return
+        news, self._news = self._news, []
+        data = b"".join(self.blocks(sorted(news, key=lambda frame: frame.id)))
+        if data:
+            self.sink.write(chunk(data) if self.sink.chunked else data)
+            if self.sink.pending() > self._buffer_limit:
+                self.hold(Wake.SLOW)
+
+    def blocks(self, frames: Iterable[Frame]) -> Iterator[bytes]:
+        """The blocks of frames that it does not have yet. Moves its position."""
+        for frame in frames:
+            shard = shard_of_event(frame.id)
+            if frame.id > self.positions[shard]:
+                self.positions[shard] = frame.id
+                yield frame.block(self.framing, join_positions(self.positions))
+
+    def _write(self, burst: Burst) -> None:
+        self._news += burst.whole
+
+
 class Hub:
     """The viewers of one shard in this worker."""
 
     def __init__(self) -> None:
         self._runs: dict[str, set[Viewer]] = {}
         self._slices: list[set[Viewer]] = [set() for _ in range(SLICES)]
+        self._followers: set[Follower] = set()
         self._turn = 0
         self.watched = asyncio.Event()
 
     def __len__(self) -> int:
         return sum(map(len, self._slices))
 
-    def register(self, viewer: Viewer) -> None:
-        self._runs.setdefault(viewer.run_id, set()).add(viewer)
-        min(self._slices, key=len).add(viewer)
+    def register(self, viewer: Viewer, run_id: str) -> None:
+        """Lets a viewer watch a run; a follower any number of them."""
+        self._runs.setdefault(run_id, set()).add(viewer)
+        if not any(viewer in slice for slice in self._slices):
+            min(self._slices, key=len).add(viewer)
+        if isinstance(viewer, Follower):
+            self._followers.add(viewer)
         self.watched.set()
 
-    def unregister(self, viewer: Viewer) -> None:
+    def unregister(self, viewer: Viewer, *run_ids: str) -> None:
+        """Forgets a viewer, and with it the runs that nobody else watches."""
         viewer.state = State.OVER
-        viewers = self._runs[viewer.run_id]
-        viewers.discard(viewer)
-        if not viewers:
-            del self._runs[viewer.run_id]
+        for run_id in run_ids:
+            viewers = self._runs.get(run_id, set())
+            viewers.discard(viewer)
+            if not viewers:
+                self._runs.pop(run_id, None)
         for slice in self._slices:
             slice.discard(viewer)
+        self._followers.discard(viewer)
         if not self._runs:
             self.watched.clear()
 
     def watches(self, run_id: str) -> bool:
         return run_id in self._runs
 
-    def dispatch(self, run_id: str, frames: Iterable[Frame]) -> None:
-        """News of a run, in order, to all who watch it. What comes after the end is left out."""
+    def dispatch(self, run_id: str, frames: Sequence[Frame]) -> None:
+        """News of a run, in order, to all who watch it."""
         viewers = self._runs.get(run_id)
-        kept: list[Frame] = []
-        for frame in frames:
-            kept.append(frame)
-            if frame.last:
-                break
-        if viewers and kept:
-            burst = Burst(kept)
+        if viewers and frames:
+            burst = Burst(frames)
             for viewer in viewers:
                 viewer.deliver(burst)
+
+    def flush(self) -> None:
+        """All runs' news is through that came together."""
+        for follower in self._followers:
+            follower.flush()
 
     def hold_all(self) -> None:
         """The tailer lost its place: everybody has to read from the logs."""

@@ -6,7 +6,7 @@ the event's id before the data. See the WHATWG HTML standard, section 9.2, for h
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 from relay.errors import MalformedPosition
@@ -32,9 +32,9 @@ def message(type: str, data: bytes, run_id: str | None = None) -> bytes:
     return b'{"type":"%b",%b"data":%b}' % (type.encode(), label, data)
 
 
-def opening(event_id: int, framing: Framing) -> bytes:
+def opening(position: int | str, framing: Framing) -> bytes:
     """How a block begins; one line of JSON and `CLOSING` follow."""
-    return b"data: " if framing is Framing.PLAIN else b"id: %d\ndata: " % event_id
+    return b"data: " if framing is Framing.PLAIN else b"id: %b\ndata: " % str(position).encode()
 
 
 CLOSING = b"\n\n"
@@ -58,11 +58,12 @@ class Frame:
         self.last = last
         self._messages = messages
 
-    def block(self, framing: Framing) -> bytes:
+    def block(self, framing: Framing, position: str | None = None) -> bytes:
+        """The block, with the event's id, or with the position of a viewer for whom that is not enough."""
         label = self.run_id if framing is Framing.LABELLED else None
         *state, event = [message(type, data, label) for type, data in self._messages]
         before = b"".join(opening(0, Framing.PLAIN) + line + CLOSING for line in state)
-        return before + opening(self.id, framing) + event + CLOSING
+        return before + opening(position or self.id, framing) + event + CLOSING
 
 
 def greeting(retry_ms: int) -> bytes:
@@ -74,6 +75,16 @@ def greeting(retry_ms: int) -> bytes:
 def goodbye(retry_ms: int) -> bytes:
     """The last block of a stream that is to be reconnected."""
     return b": reconnect\nretry: %d\n\n" % retry_ms
+
+
+def parse_positions(text: str) -> list[int]:
+    """The positions in a `Last-Event-ID` of a stream over several shards, as `join_positions` made it."""
+    return [parse_position(part) for part in text.split(".")]
+
+
+def join_positions(positions: Iterable[int]) -> str:
+    """One text for a position in each shard. Where there is one shard, it is the event's id."""
+    return ".".join(map(str, positions))
 
 
 def parse_position(text: str) -> int:

@@ -29,6 +29,18 @@ class Access:
     async def check(self, scope: Scope, conversation_id: str | int, run_id: str) -> Run | None:
         """The run, where the caller may see it; None where the database could not be asked but the caller
         is known to own it. Raises a RelayError."""
+        conversation, user_id = self._caller(scope, conversation_id)
+        # No run has the empty name, so what can not be a run's name is not found, in its turn.
+        known = run_id if _RUN_ID.fullmatch(run_id) else ""
+        return await self._ownership().check(user_id, conversation, known)
+
+    async def runs(self, scope: Scope, conversation_id: str | int) -> list[Run]:
+        """All runs of a conversation, where the caller may see it. Raises a RelayError."""
+        conversation, user_id = self._caller(scope, conversation_id)
+        return await self._ownership().runs(user_id, conversation)
+
+    def _caller(self, scope: Scope, conversation_id: str | int) -> tuple[int, int]:
+        """The conversation that is asked for, and the user who asks."""
         if not _INTEGER.fullmatch(str(conversation_id)):
             found = {
                 "loc": ["path", "conversation_id"],
@@ -36,13 +48,9 @@ class Access:
                 "type": "int_parsing",
             }
             raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
-        conversation = int(conversation_id)
-        if conversation <= 0:
+        if int(conversation_id) <= 0:
             raise BadRequest("conversation_id must be positive")
-        user_id = auth.viewer(self._settings.viewer_secret, _token(scope))
-        # No run has the empty name, so what can not be a run's name is not found, in its turn.
-        known = run_id if _RUN_ID.fullmatch(run_id) else ""
-        return await self._ownership().check(user_id, conversation, known)
+        return int(conversation_id), auth.viewer(self._settings.viewer_secret, _token(scope))
 
 
 def _token(scope: Scope) -> str | None:

@@ -12,9 +12,7 @@ from relay.events.registry import REGISTRY
 from relay.http.access import Access
 from relay.http.problems import problem
 from relay.http.viewing import (
-    PIECE_BYTES,
     Shard,
-    TornBlock,
     Viewing,
     asked_position,
     asks_to_resume,
@@ -24,7 +22,7 @@ from relay.http.viewing import (
 from relay.http.wire import Wire, wire_for
 from relay.hub import State, Viewer
 from relay.settings import Settings
-from relay.sse import CLOSING, Frame, Framing, opening, parse_position
+from relay.sse import Frame, Framing, opening, parse_position
 from relay.stream.entry import Record, frame
 from relay.stream.keys import shard_of_run
 from relay.stream.replay import Page, Replay
@@ -63,13 +61,15 @@ class LiveStream:
         hub, tailer = shards[shard_of_run(run_id, len(shards))]
         wire = wire_for(scope, receive, send)
         framing = Framing.RESUMABLE if asked or asks_to_resume(scope) else Framing.PLAIN
-        viewer = Viewer(run_id, wire, framing=framing, buffer_limit=self._settings.viewer_buffer_bytes)
-        hub.register(viewer)
+        viewer = Viewer(wire, framing=framing, buffer_limit=self._settings.viewer_buffer_bytes)
+        hub.register(viewer, run_id)
         try:
-            viewing = RunViewing(viewer, wire, send, tailer, self._settings, self._replay(), run, position)
+            viewing = RunViewing(
+                viewer, wire, send, tailer, self._settings, self._replay(), run_id, run, position
+            )
             await viewing.serve(scope, receive)
         finally:
-            hub.unregister(viewer)
+            hub.unregister(viewer, run_id)
 
 
 class RunViewing(Viewing):
@@ -83,11 +83,13 @@ class RunViewing(Viewing):
         tailer: Tailer,
         settings: Settings,
         replay: Replay,
+        run_id: str,
         run: Run | None,
         position: int | None,
     ) -> None:
         super().__init__(viewer, wire, send, [tailer], settings)
         self._replay = replay
+        self._run_id = run_id
         self._run = run
         self._asked = position
 
@@ -95,17 +97,17 @@ class RunViewing(Viewing):
         if self._asked is None:
             return await self._send_past(None)
         self.viewer.position = self._asked
-        page = await self._replay.after(self.viewer.run_id, self._asked)
+        page = await self._replay.after(self._run_id, self._asked)
         if page is not None and not page.records and await self._is_over(page):
             await self.nothing_more()
             return False
         return await self._send_past(page)
 
     async def catch_up(self) -> bool:
-        return await self._send_past(await self._replay.after(self.viewer.run_id, self.viewer.position))
+        return await self._send_past(await self._replay.after(self._run_id, self.viewer.position))
 
     async def _is_over(self, page: Page) -> bool:
-        return bool(page.end or self._ended_before() or await self._replay.end(self.viewer.run_id))
+        return bool(page.end or self._ended_before() or await self._replay.end(self._run_id))
 
     async def _send_past(self, page: Page | None) -> bool:
         """Sends the past, from `page` on, or all of it, and makes the viewer live. False: the run is over,
@@ -117,14 +119,14 @@ class RunViewing(Viewing):
             sent = self._send_initial() if page is None else self._send_page(page)
             end = await sent or end
             if not (page and page.more):
-                end = end or _end_message(await self._replay.end(viewer.run_id))
+                end = end or _end_message(await self._replay.end(self._run_id))
                 if end:
-                    complete = Frame(viewer.position, viewer.run_id, [end], last=True)
+                    complete = Frame(viewer.position, self._run_id, [end], last=True)
                     await self.write(complete.block(viewer.framing), last=True)
                     return False
                 if viewer.release():
                     return True
-            page = await self._replay.after(viewer.run_id, viewer.position)
+            page = await self._replay.after(self._run_id, viewer.position)
 
     def _ended_before(self) -> Message | None:
         """The last message, where the database knows that the run is over."""
@@ -141,28 +143,13 @@ class RunViewing(Viewing):
         return _end_message(page.end)
 
     async def _send_initial(self) -> Message | None:
-        """Sends all that happened. Raises Unavailable before anything is sent of it, TornBlock after."""
+        """Sends all that happened. Raises Unavailable before anything is sent of it."""
         if self._run is None:
             raise Unavailable("The archive is not available; connect again later.")
-        viewer = self.viewer
-        snapshot = await self._replay.snapshot(viewer.run_id)
-        run = self._run.shown(snapshot.changes, self.settings.stale_after_s)
-        waiting = bytearray(opening(snapshot.position, viewer.framing))
-        waiting += b'{"type":"initial","data":{"run":%b,' % to_json(run)
-        torn = False
-        try:
-            async for piece in snapshot.lists:
-                waiting += piece
-                if len(waiting) > PIECE_BYTES:
-                    await self.write(bytes(waiting))
-                    waiting.clear()
-                    torn = True
-        except Unavailable as error:
-            if torn:
-                raise TornBlock from error
-            raise
-        await self.write(bytes(waiting) + b"}}" + CLOSING)
-        viewer.position = snapshot.position
+        snapshot = await self._replay.snapshot(self._run_id)
+        begin = opening(snapshot.position, self.viewer.framing) + b'{"type":"initial",'
+        await self.write_initial(begin, self._run, snapshot)
+        self.viewer.position = snapshot.position
         return _end_message(snapshot.end)
 
 

@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from relay.auth import Run
 from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.http.asgi import header
 from relay.http.problems import problem
 from relay.http.wire import Wire
 from relay.hub import Hub, Viewer, Wake
 from relay.settings import Settings
-from relay.sse import CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
+from relay.sse import CLOSING, CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
+from relay.stream.replay import Snapshot
 from relay.stream.tail import Tailer
 
 RETRY_MS = (1_000, 5_000)
@@ -72,7 +75,7 @@ class Viewing(ABC):
 
     async def idle(self) -> Wake:
         """Waits until there is something to do."""
-        return await self.viewer.woken()
+        return await self.viewer.woken() or Wake.CATCH_UP
 
     async def serve(self, scope: Scope, receive: Receive) -> None:
         """The whole answer."""
@@ -99,6 +102,27 @@ class Viewing(ABC):
                 data = greeting(_retry_ms()) + data
             if data or last:
                 await self._wire.send(data, last=last)
+
+    async def write_initial(self, begin: bytes, run: Run, snapshot: Snapshot) -> None:
+        """Sends a block with all that happened, piece by piece. `begin` is what comes before its `data`.
+
+        Raises Unavailable before anything is sent of it, TornBlock after.
+        """
+        shown = run.shown(snapshot.changes, self.settings.stale_after_s)
+        waiting = bytearray(begin + b'"data":{"run":%b,' % to_json(shown))
+        torn = False
+        try:
+            async for piece in snapshot.lists:
+                waiting += piece
+                if len(waiting) > PIECE_BYTES:
+                    await self.write(bytes(waiting))
+                    waiting.clear()
+                    torn = True
+        except Unavailable as error:
+            if torn:
+                raise TornBlock from error
+            raise
+        await self.write(bytes(waiting) + b"}}" + CLOSING)
 
     async def nothing_more(self) -> None:
         """Tells a reconnecting browser to stop."""

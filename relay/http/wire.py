@@ -34,22 +34,32 @@ class Wire(Sink, Protocol):
 
 
 class DirectWire:
-    """Our own protocol's transport: what the hub writes goes out without an awaited call."""
+    """Our own protocol's transport: what the hub writes goes out without an awaited call.
+
+    A transport may close before anybody hears of it, and uvloop's then raises on every use. One viewer that
+    is gone must not stop the hub, so from then on what is written to it goes nowhere.
+    """
 
     chunked = True
 
     def __init__(self, connection: StreamingProtocol, send: Send) -> None:
         self._connection = connection
+        self._transport = connection.transport
         self._send = send
-        self.write = connection.transport.write
-        self.pending = connection.transport.get_write_buffer_size
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def pending(self) -> int:
+        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
 
     @contextlib.asynccontextmanager
     async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
         connection = self._connection
         connection.on_lost = lambda: viewer.wake(Wake.GONE)
         connection.on_shutdown = lambda: viewer.wake(Wake.LEAVE)
-        if connection.transport.is_closing():
+        if self._transport.is_closing():
             viewer.wake(Wake.GONE)
         try:
             yield
@@ -57,14 +67,15 @@ class DirectWire:
             connection.on_lost = connection.on_shutdown = None
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        if not self._transport.is_closing():
+            await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     def abort(self) -> None:
         """Resets the connection: after a mere close the kernel would keep what the client does not read."""
-        transport = self._connection.transport
-        at_once = struct.pack("ii", 1, 0)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-        transport.abort()
+        if not self._transport.is_closing():
+            at_once = struct.pack("ii", 1, 0)
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            self._transport.abort()
 
 
 class BufferedWire:

@@ -5,6 +5,7 @@ comes first in the answer is there certainly no hole behind it. (Before START th
 there on all that both hold is without a hole.)
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,13 +17,24 @@ from relay.connect import SharedLink
 from relay.errors import Unavailable
 from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
 from relay.stream.entry import MalformedEntry, Record, decode
-from relay.stream.keys import START, ShardKeys, shard_of_run, stream_id
+from relay.stream.keys import (
+    EPOCH_MS,
+    MAX_EVENT_ID,
+    START,
+    ShardKeys,
+    StreamId,
+    event_id,
+    shard_of_run,
+    stream_id,
+)
 
 log = logging.getLogger(__name__)
 
 PAGE = 500
 """Records in one read: what is held in memory for one viewer at a time."""
 
+
+NO_LOG = "The event log is not available; connect again later."
 
 LATE = 50
 """Events that a run may send after its end before only the database knows that it is over."""
@@ -31,8 +43,10 @@ LATE = 50
 class Archive(Protocol):
     """The part of history that replay needs."""
 
-    async def records(self, run_id: str, first: int, before: int | None, limit: int) -> Sequence[Record]:
-        """Records with first <= id < before, in order."""
+    async def records(
+        self, run_ids: Sequence[str], first: int, before: int | None, limit: int
+    ) -> Sequence[Record]:
+        """Records of these runs with first <= id < before, in order."""
         ...
 
     def payloads(self, table: str, run_id: str, before: int) -> AsyncIterator[bytes]:
@@ -80,7 +94,7 @@ class Replay:
             return _page(logged, position)
         # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
         before = logged[0].id if logged else None
-        archived = await self._archive.records(run_id, position, before, PAGE + 1)
+        archived = await self._archive.records([run_id], position, before, PAGE + 1)
         if position != START and (not archived or archived[0].id != position):
             return None
         return _page(archived if len(archived) > PAGE else [*archived, *logged], position)
@@ -89,12 +103,48 @@ class Replay:
         """The end of the run, where only late events came after it. Raises Unavailable."""
         return _end(await self._logged(run_id, "+", LATE, newest_first=True))
 
-    async def snapshot(self, run_id: str) -> Snapshot:
-        """The whole run. Raises Unavailable."""
+    async def top(self, shard: int) -> int:
+        """The highest id that the shard's log ever held, or START. Raises Unavailable."""
+        try:
+            info = await self._redis.ask("XINFO", "STREAM", self._keys[shard].log)
+        except redis.exceptions.ResponseError:
+            return START  # there is no log
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise Unavailable(NO_LOG) from error
+        newest = StreamId.parse(info[info.index(b"last-generated-id") + 1])
+        return event_id(newest, shard) if newest.ms >= EPOCH_MS else START
+
+    async def after_all(self, run_ids: Sequence[str], position: int) -> Page | None:
+        """What follows `position` in the runs of a shard, merged; None where the log does not reach so far.
+
+        Raises Unavailable.
+        """
+        if not run_ids:
+            return Page((), None, more=False)
+        if position > await self.top(shard_of_run(run_ids[0], len(self._keys))):
+            return None
+        start = f"({stream_id(position)}" if position != START else "-"
+        pages = await asyncio.gather(*(self._logged(run_id, start, PAGE) for run_id in run_ids))
+        # Where a run log begins is asked last: what it loses meanwhile is archived by then.
+        heads = await asyncio.gather(*(self._logged(run_id, "-", 1) for run_id in run_ids))
+        trimmed = [
+            run_id for run_id, head in zip(run_ids, heads, strict=True) if not head or head[0].id > position
+        ]
+        if trimmed:
+            pages.append(await self._archive.records(trimmed, position + 1, None, PAGE))
+        cut = [page[-1].id for page in pages if len(page) == PAGE]
+        found = {record.id: record for page in pages for record in page}
+        records = [found[id] for id in sorted(found) if id <= min(cut, default=MAX_EVENT_ID)]
+        return Page(records, None, more=bool(cut))
+
+    async def snapshot(self, run_id: str, upto: int = MAX_EVENT_ID) -> Snapshot:
+        """The whole run, or what it was when `upto` was the newest id. Raises Unavailable."""
         logged = list(await self._logged(run_id, "-", PAGE))
         while logged and (page := await self._logged(run_id, f"({stream_id(logged[-1].id)}", PAGE)):
             logged += page
         before = logged[0].id if logged else await self._archive.newest(run_id) + 1
+        before = min(before, upto + 1)
+        logged = [record for record in logged if record.id <= upto]
         return Snapshot(
             position=logged[-1].id if logged else before - 1,
             end=_end(logged),
@@ -124,7 +174,7 @@ class Replay:
         try:
             reply = await self._redis.ask(command, self._keys[shard].run(run_id), start, stop, "COUNT", limit)
         except (redis.exceptions.RedisError, OSError) as error:
-            raise Unavailable("The event log is not available; connect again later.") from error
+            raise Unavailable(NO_LOG) from error
         return list(_records(reply, shard))
 
 

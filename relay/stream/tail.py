@@ -59,8 +59,14 @@ class Tailer:
             try:
                 await self._follow()
                 delay = BACKOFF_S[0]
-            except (redis.exceptions.RedisError, OSError, LostPlace) as error:
-                log.warning("tailer of shard %d starts anew: %s", self._shard, type(error).__name__)
+            except Exception as error:
+                expected = isinstance(error, redis.exceptions.RedisError | OSError | LostPlace)
+                log.warning(
+                    "tailer of shard %d starts anew: %s",
+                    self._shard,
+                    type(error).__name__,
+                    exc_info=None if expected else error,
+                )
                 if self._ready.is_set():
                     delay = BACKOFF_S[0]
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
@@ -120,3 +126,4 @@ class Tailer:
                 runs.setdefault(entry.run_id, []).append(news)
         for run_id, frames in runs.items():
             self._hub.dispatch(run_id, frames)
+        self._hub.flush()

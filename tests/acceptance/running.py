@@ -127,15 +127,16 @@ class Viewer:
         resume: bool = True,
         position: int | None = None,
         query: str = "",
+        url: str | None = None,
     ) -> None:
         self.messages: list[tuple[int | None, dict[str, Any]]] = []
         self.raw: list[str] = []
         self.clean_end = False
         self.status: int | None = None
         self.position = position
-        url = httpx.URL(f"{relay.run_url(run_id)}/events")
-        self._path = f"{url.path}?{'resume=true' if resume else ''}{query}"
-        self._connection = HTTPConnection(url.host, url.port, timeout=60)
+        address = httpx.URL(url or f"{relay.run_url(run_id)}/events")
+        self._path = f"{address.path}?{'resume=true' if resume else ''}{query}"
+        self._connection = HTTPConnection(address.host, address.port, timeout=60)
         self._connection.connect()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()

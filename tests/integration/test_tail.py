@@ -43,8 +43,8 @@ async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     hub, wire = Hub(), Wire()
     tailer = Tailer(lambda: connect.tail_link(servers.redis_url), hub, 0)
     running = asyncio.create_task(tailer.run())
-    viewer = Viewer("run-1", wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
-    hub.register(viewer)
+    viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
+    hub.register(viewer, "run-1")
     await tailer.ready(5)
     viewer.missed = False
     viewer.release()
@@ -103,7 +103,7 @@ async def test_a_log_that_was_lost_is_noticed_without_news(
 
 
 async def test_a_shard_that_nobody_watches_is_left_alone(tailed: Tailed, client: redis.Redis) -> None:
-    tailed.hub.unregister(tailed.viewer)
+    tailed.hub.unregister(tailed.viewer, "run-1")
     readers: set[str] = set()
 
     def nobody_reads() -> bool:

@@ -40,8 +40,8 @@ def ids(wire: Wire) -> list[int]:
 
 
 def new_viewer(hub: Hub, wire: Wire, run_id: str = RUN) -> Viewer:
-    viewer = Viewer(run_id, wire, framing=Framing.PLAIN, buffer_limit=100)
-    hub.register(viewer)
+    viewer = Viewer(wire, framing=Framing.PLAIN, buffer_limit=100)
+    hub.register(viewer, run_id)
     return viewer
 
 
@@ -66,7 +66,7 @@ async def test_news_of_another_run_or_without_viewers_goes_nowhere(hub: Hub) -> 
     viewer.release()
     assert (hub.watches(RUN), hub.watches("run-2")) == (True, False)
     hub.dispatch("run-2", [frame(1)])
-    hub.unregister(viewer)
+    hub.unregister(viewer, RUN)
     hub.dispatch(RUN, [frame(2)])
     assert wire.written == []
     assert (len(hub), hub.watched.is_set()) == (0, False)

@@ -1,0 +1,191 @@
+"""All runs of a conversation on one connection: browsers allow six to a host, and a dashboard needs more."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+from starlette.types import Receive, Scope, Send
+
+from relay.auth import Run
+from relay.errors import MalformedPosition, RelayError, Unavailable
+from relay.http.access import Access
+from relay.http.problems import problem
+from relay.http.viewing import Shard, Viewing, asked_position, check_accept, only_headers
+from relay.http.wire import Wire, wire_for
+from relay.hub import Follower, State, Wake
+from relay.settings import Settings
+from relay.sse import Framing, join_positions, opening, parse_positions
+from relay.stream.entry import frame
+from relay.stream.keys import START, created_at, shard_of_run
+from relay.stream.replay import Replay
+
+REFRESH_S = 2.0
+"""How long it takes at most until a new run of the conversation appears."""
+
+MARGIN_S = 5.0
+"""How far the clocks of Redis and PostgreSQL may be apart."""
+
+
+class ConversationStream:
+    """`GET /conversations/{conversation_id}/events`: an ASGI application."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        replay: Callable[[], Replay],
+        shards: Callable[[], list[Shard]],
+    ) -> None:
+        self._settings = settings
+        self._access = access
+        self._replay = replay
+        self._shards = shards
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def runs() -> list[Run]:
+            return await self._access.runs(scope, scope["path_params"]["conversation_id"])
+
+        shards = self._shards()
+        try:
+            known = await runs()
+            check_accept(scope)
+            positions = _asked(scope, len(shards))
+        except RelayError as error:
+            await problem(error)(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            await only_headers(send)
+            return
+        wire = wire_for(scope, receive, send)
+        follower = Follower(wire, shards=len(shards), buffer_limit=self._settings.viewer_buffer_bytes)
+        viewing = ConversationViewing(
+            follower, wire, send, shards, self._settings, self._replay(), runs, known, positions
+        )
+        try:
+            await viewing.serve(scope, receive)
+        finally:
+            viewing.leave()
+
+
+def _asked(scope: Scope, shards: int) -> list[int] | None:
+    """The positions to resume from; None where everything is wanted. Raises MalformedPosition."""
+    text = asked_position(scope)
+    positions = parse_positions(text) if text else []
+    if len(positions) not in (0, 1, shards):
+        raise MalformedPosition
+    return positions if len(positions) == shards and any(positions) else None
+
+
+class ConversationViewing(Viewing):
+    """The viewer of a conversation. Its runs come and stay; each begins with its `initial`."""
+
+    def __init__(
+        self,
+        follower: Follower,
+        wire: Wire,
+        send: Send,
+        shards: Sequence[Shard],
+        settings: Settings,
+        replay: Replay,
+        look: Callable[[], Awaitable[list[Run]]],
+        runs: Sequence[Run],
+        positions: list[int] | None,
+    ) -> None:
+        super().__init__(follower, wire, send, [shard.tailer for shard in shards], settings)
+        self._follower = follower
+        self._shards = shards
+        self._replay = replay
+        self._look = look
+        self._asked = positions
+        self._runs: dict[str, Run] = {}
+        self._new: list[Run] = []
+        self._watch(runs)
+
+    def leave(self) -> None:
+        """The hubs forget the viewer."""
+        for shard in self._shards:
+            shard.hub.unregister(self._follower, *self._runs)
+
+    async def begin(self) -> bool:
+        if self._asked is None or not await self._reached(self._asked):
+            return await self._start_over()
+        self._follower.positions = self._asked
+        # Runs that were made known since then are new to the viewer.
+        self._new = [run for run in self._runs.values() if self._is_since(run)]
+        return await self.catch_up()
+
+    async def catch_up(self) -> bool:
+        self._follower.state = State.REPLAYING
+        await self._send_initials(last=None)
+        while True:
+            more = [await self._send_page(shard) for shard in range(len(self._shards))]
+            if None in more:
+                return await self._start_over()
+            if not any(more) and self._follower.release():
+                return True
+
+    async def idle(self) -> Wake:
+        while True:
+            why = await self._follower.woken(REFRESH_S)
+            if why is not None:
+                return why
+            try:
+                self._watch(await self._look())
+            except Unavailable:
+                continue
+            except RelayError:
+                return Wake.LEAVE  # it may not see this any more; the reconnect says why
+            if self._new:
+                return Wake.CATCH_UP
+
+    def _watch(self, runs: Sequence[Run]) -> None:
+        """Has the hubs deliver all these runs; those that were not watched before are new."""
+        for run in runs:
+            if run.run_id not in self._runs:
+                self._new.append(run)
+                self._shard(run).hub.register(self._follower, run.run_id)
+            self._runs[run.run_id] = run
+
+    def _shard(self, run: Run) -> Shard:
+        return self._shards[shard_of_run(run.run_id, len(self._shards))]
+
+    async def _reached(self, positions: Sequence[int]) -> bool:
+        """Whether the logs go as far as the viewer has come; otherwise they were lost."""
+        return all([position <= await self._replay.top(shard) for shard, position in enumerate(positions)])
+
+    def _is_since(self, run: Run) -> bool:
+        oldest = min(position for position in self._follower.positions if position != START)
+        known = datetime.fromisoformat(run.created_at)
+        return (known - datetime.fromisoformat(created_at(oldest))).total_seconds() > -MARGIN_S
+
+    async def _start_over(self) -> bool:
+        """Sends every run whole, all as they were at one moment, and what followed."""
+        self._follower.positions = [await self._replay.top(shard) for shard in range(len(self._shards))]
+        self._new = list(self._runs.values())
+        await self._send_initials(last=join_positions(self._follower.positions))
+        return await self.catch_up()
+
+    async def _send_initials(self, last: str | None) -> None:
+        """Sends the new runs whole, as they were at the viewer's position. Only the last block of a beginning
+        has a position to resume from: a viewer that is cut before it begins anew."""
+        place = "0" if last else join_positions(self._follower.positions)
+        while self._new:
+            run = self._new[0]
+            if last and len(self._new) == 1:
+                place = last
+            upto = self._follower.positions[shard_of_run(run.run_id, len(self._shards))]
+            begin = (
+                opening(place, Framing.LABELLED) + b'{"type":"initial","run_id":"%b",' % run.run_id.encode()
+            )
+            await self.write_initial(begin, run, await self._replay.snapshot(run.run_id, upto))
+            self._new.pop(0)
+        await self.write(b"")
+
+    async def _send_page(self, shard: int) -> bool | None:
+        """Sends a page of what follows in a shard. Whether there is more; None where the log was lost."""
+        runs = [run_id for run_id in self._runs if shard_of_run(run_id, len(self._shards)) == shard]
+        page = await self._replay.after_all(runs, self._follower.positions[shard])
+        if page is None:
+            return None
+        frames = [made for record in page.records if (made := frame(record))]
+        await self.write(b"".join(self._follower.blocks(frames)))
+        return page.more
