@@ -16,14 +16,15 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy clients/python/rp_relay_client clients/python/tests
 
 install: $(VENV)/installed
 
 # Only names and versions are pinned; where they come from is the machine's business.
-$(VENV)/installed: requirements.txt pyproject.toml
+$(VENV)/installed: requirements.txt pyproject.toml clients/python/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e clients/python -e .
 	touch $@
 
 # What some tests need beside Python: two browsers, and a Redis 7 next to Valkey.

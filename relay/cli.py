@@ -97,7 +97,7 @@ def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
         demonstration.directory(data_dir) as directory,
         _everything("127.0.0.1", 0, directory, 1, 1) as (supervisor, ready),
     ):
-        report = demonstration.play(ready, recorded, speed, stopping)
+        report = demonstration.play(ready, directory / "spool", recorded, speed, stopping)
         if keep and not stopping.is_set():
             click.echo(json.dumps(ready))
             click.echo("Everything is still running; Ctrl-C stops it.")

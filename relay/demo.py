@@ -9,10 +9,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import httpx
@@ -21,12 +22,12 @@ from pydantic_core import from_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rp_relay_client import Emitter
 
 from relay.auth import mint_viewer_token
-from relay.events.kinds import RunFinished
-from relay.events.registry import TABLES
-from relay.http.webhooks import PREFIX
-from relay.stream.keys import stream_id
+from relay.events.kinds import Heartbeat, RunFinished
+from relay.events.registry import REGISTRY, TABLES
+from relay.stream.keys import created_at, stream_id
 from relay.watch import watch
 
 CONVERSATION, USER = 1, 1
@@ -36,13 +37,15 @@ PATIENCE_S = 30.0
 POLL_S = 0.01
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """One line of a trace: when, where, and what, without the run."""
+class Recorded(NamedTuple):
+    """One line of a trace: when, and an event as the client takes it."""
 
     at: float
-    path: str
-    body: Mapping[str, Any]
+    kind: str
+    data: dict[str, Any]
+
+    def persistence_record(self) -> tuple[str, dict[str, Any]]:
+        return self.kind, self.data
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Report:
 
     posted: list[float] = field(default_factory=list)
     seen: list[tuple[int, float]] = field(default_factory=list)
+    heartbeats: set[int] = field(default_factory=set)
     archived: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -80,10 +84,15 @@ def load_trace(name: str) -> list[Recorded]:
     bundled = files("relay").joinpath("traces", name)
     try:
         text = Path(name).read_text() if Path(name).is_file() else bundled.read_text()
-        lines = [from_json(line) for line in text.splitlines() if line.strip()]
-        return [Recorded(line.pop("at"), line.pop("path"), line) for line in lines]
+        return [_recorded(from_json(line)) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError, KeyError) as error:
         raise click.ClickException(f"{name} is not a trace: {type(error).__name__}") from error
+
+
+def _recorded(line: dict[str, Any]) -> Recorded:
+    kinds = {kind.path: name for name, kind in REGISTRY.items()}
+    at, kind = line.pop("at"), kinds[line.pop("path")]
+    return Recorded(at, kind, line.get("event", line))
 
 
 @contextlib.contextmanager
@@ -100,23 +109,26 @@ def directory(chosen: Path | None) -> Iterator[Path]:
 
 
 def play(
-    ready: Mapping[str, Any], trace: Sequence[Recorded], speed: float, stopping: threading.Event
+    ready: Mapping[str, Any], spool: Path, trace: Sequence[Recorded], speed: float, stopping: threading.Event
 ) -> Report:
-    """Plays the trace while a viewer watches, waits for the archive, and prints the table."""
+    """Plays the trace through the pipeline's client while a viewer watches, waits for the archive, and prints
+    the table."""
     console = Console()
     run_id = f"demo-{uuid.uuid4().hex[:12]}"
     report = Report()
-    finished = PREFIX + RunFinished.path
-    ends = any(PREFIX + recorded.path == finished for recorded in trace)
-    authorization = {"authorization": f"Bearer {os.environ['TELEMETRY_WEBHOOK_TOKEN']}"}
+    ends = any(REGISTRY[recorded.kind].ends_run for recorded in trace)
+    token = os.environ["TELEMETRY_WEBHOOK_TOKEN"]
     console.print(f"[bold]{len(trace)} events[/] of a recorded run, {speed:g} times as fast, as {run_id}")
+    httpx.put(
+        f"{ready['url']}/research-pipeline/runs/{run_id}",
+        json={"conversation_id": CONVERSATION, "user_id": USER},
+        headers={"authorization": f"Bearer {token}"},
+    ).raise_for_status()
     with (
-        httpx.Client(base_url=ready["url"], headers=authorization) as client,
+        Emitter(ready["url"], token, run_id, spool_dir=spool) as emitter,
         contextlib.closing(psycopg2.connect(ready["database_url"])) as archive,
         _bars(console, report, len(trace)) as update,
     ):
-        claim = {"conversation_id": CONVERSATION, "user_id": USER}
-        client.put(f"/research-pipeline/runs/{run_id}", json=claim).raise_for_status()
         viewer = _Viewer(ready["url"], run_id, report, count_end=ends)
         tables = [table for table in TABLES if ends or table != RunFinished.table]
 
@@ -132,9 +144,9 @@ def play(
             if stopping.is_set():
                 break
             report.posted.append(time.time())
-            client.post(PREFIX + recorded.path, json={"run_id": run_id, **recorded.body}).raise_for_status()
+            emitter(recorded)
         if not ends:
-            client.post(finished, json={"run_id": run_id, "success": True}).raise_for_status()
+            emitter.finished()
         deadline = time.monotonic() + PATIENCE_S
         while not (viewer.finished.is_set() and len(report.archived) >= report.sent):
             look()
@@ -162,19 +174,28 @@ class _Viewer:
         for id, message in self._messages:
             if message["type"] == "initial":
                 connected.set()
-            elif message["type"] != "complete" or self._count_end:
+            elif id is not None and (message["type"] != "complete" or self._count_end):
                 self._report.seen.append((id, time.time()))
+                if message["type"] == Heartbeat.sse_type:
+                    self._report.heartbeats.add(id)
         self.finished.set()
 
 
 def _look(archive: Any, tables: Sequence[str], run_id: str, report: Report) -> None:
-    """Notes what has come into the archive."""
+    """Notes what has come into the archive: rows, and heartbeats as far as the run was heard of."""
     with archive, archive.cursor() as cursor:
         for table in tables:
-            newest = max(report.archived, default=0)
-            cursor.execute(f"SELECT id FROM {table} WHERE run_id = %s AND id > %s", (run_id, newest))  # noqa: S608
-            now = time.time()
-            report.archived.update((id, now) for (id,) in cursor.fetchall())
+            cursor.execute(f"SELECT id FROM {table} WHERE run_id = %s", (run_id,))  # noqa: S608
+            _note(report, {id for (id,) in cursor.fetchall()})
+        cursor.execute("SELECT last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s", (run_id,))
+        ((heard,),) = cursor.fetchall()
+        if heard is not None:
+            _note(report, {id for id in report.heartbeats if datetime.fromisoformat(created_at(id)) <= heard})
+
+
+def _note(report: Report, ids: set[int]) -> None:
+    now = time.time()
+    report.archived.update(dict.fromkeys(ids - report.archived.keys(), now))
 
 
 @contextlib.contextmanager
@@ -192,6 +213,7 @@ def _bars(console: Console, report: Report, total: int) -> Iterator[Callable[[],
 
 
 def _table(report: Report) -> Table:
+    """The figures. A POST is timed from the call of the client that makes it."""
     live = [(seen - posted) * 1000 for posted, (_, seen) in zip(report.posted, report.seen, strict=False)]
     archived = [(at - stream_id(id).ms / 1000) * 1000 for id, at in sorted(report.archived.items())]
     table = Table("what", "figure", title="What became of them")

@@ -19,8 +19,11 @@ class NotAdmitted(RelayError):
     """The service does not let this viewer in; its answer is the message."""
 
 
-def watch(url: str, conversation_id: int, run_id: str, token: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every block of the stream until the run is over: its id, and its message `{"type": ..., "data": ...}`.
+def watch(
+    url: str, conversation_id: int, run_id: str, token: str
+) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    """Every message of the stream, `{"type": ..., "data": ...}`, until the run is over, with its id; None
+    where it tells of state and has none.
 
     Raises NotAdmitted where asking again would not help.
     """
@@ -43,9 +46,10 @@ def watch(url: str, conversation_id: int, run_id: str, token: str) -> Iterator[t
                     for event in source.iter_sse():
                         if not event.data:
                             continue  # no event by the standard, only a new time to wait
+                        before = client.headers.get("last-event-id")
                         client.headers["last-event-id"] = event.id
                         message: dict[str, Any] = json.loads(event.data)
-                        yield int(event.id), message
+                        yield None if event.id == before else int(event.id), message
                         if message["type"] == "complete":
                             return
             except (httpx.TransportError, httpx.HTTPStatusError):
