@@ -26,7 +26,7 @@ from relay.http.access import Access
 from relay.http.asgi import HandOff
 from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
-from relay.http.stream import LiveStream
+from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.settings import Settings
@@ -114,7 +114,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app = FastAPI(title="rp-relay", version=__version__, lifespan=lifespan, redirect_slashes=False)
     access = Access(settings, lambda: now().ownership)
     hooks = webhooks.webhooks(settings, lambda: now().publisher)
-    live = LiveStream(settings, access, lambda: now().replay, lambda: now().shards)
+    live = RunStream(settings, access, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, hooks, lambda: now().ownership))
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))

@@ -1,16 +1,15 @@
 """All runs of a conversation on one connection: browsers allow six to a host, and a dashboard needs more."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from relay.auth import Run
 from relay.errors import MalformedPosition, RelayError, Unavailable
-from relay.http.access import Access
-from relay.http.problems import problem
-from relay.http.viewing import Shard, Viewing, asked_position, check_accept, only_headers
-from relay.http.wire import Wire, wire_for
+from relay.http.viewing import LiveEndpoint, Shard, Viewing, Watching, asked_position
+from relay.http.wire import Wire
 from relay.hub import Follower, State, Wake
 from relay.settings import Settings
 from relay.sse import Framing, join_positions, opening, parse_positions
@@ -25,45 +24,30 @@ MARGIN_S = 5.0
 """How far the clocks of Redis and PostgreSQL may be apart."""
 
 
-class ConversationStream:
-    """`GET /conversations/{conversation_id}/events`: an ASGI application."""
+class ConversationStream(LiveEndpoint):
+    """`GET /conversations/{conversation_id}/events`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        access: Access,
-        replay: Callable[[], Replay],
-        shards: Callable[[], list[Shard]],
-    ) -> None:
-        self._settings = settings
-        self._access = access
-        self._replay = replay
-        self._shards = shards
+    async def admit(self, scope: Scope) -> Watching:
+        async def look() -> list[Run]:
+            return await self.access.runs(scope, scope["path_params"]["conversation_id"])
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def runs() -> list[Run]:
-            return await self._access.runs(scope, scope["path_params"]["conversation_id"])
+        runs = await look()
+        shards = self.shards()
+        positions = _asked(scope, len(shards))
 
-        shards = self._shards()
-        try:
-            known = await runs()
-            check_accept(scope)
-            positions = _asked(scope, len(shards))
-        except RelayError as error:
-            await problem(error)(scope, receive, send)
-            return
-        if scope["method"] == "HEAD":
-            await only_headers(send)
-            return
-        wire = wire_for(scope, receive, send)
-        follower = Follower(wire, shards=len(shards), buffer_limit=self._settings.viewer_buffer_bytes)
-        viewing = ConversationViewing(
-            follower, wire, send, shards, self._settings, self._replay(), runs, known, positions
-        )
-        try:
-            await viewing.serve(scope, receive)
-        finally:
-            viewing.leave()
+        @contextmanager
+        def watching(wire: Wire, send: Send) -> Iterator[Viewing]:
+            limit = self.settings.viewer_buffer_bytes
+            follower = Follower(wire, shards=len(shards), buffer_limit=limit)
+            viewing = ConversationViewing(
+                follower, wire, send, shards, self.settings, self.replay(), look, runs, positions
+            )
+            try:
+                yield viewing
+            finally:
+                viewing.leave()
+
+        return watching
 
 
 def _asked(scope: Scope, shards: int) -> list[int] | None:

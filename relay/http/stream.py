@@ -1,25 +1,17 @@
 """The live endpoint of a run: checks, replay, and then the hub."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pydantic_core import to_json
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from relay.auth import Run
-from relay.errors import RelayError, Unavailable
+from relay.errors import Unavailable
 from relay.events.base import Message
 from relay.events.registry import REGISTRY
-from relay.http.access import Access
-from relay.http.problems import problem
-from relay.http.viewing import (
-    Shard,
-    Viewing,
-    asked_position,
-    asks_to_resume,
-    check_accept,
-    only_headers,
-)
-from relay.http.wire import Wire, wire_for
+from relay.http.viewing import LiveEndpoint, Viewing, Watching, asked_position, asks_to_resume
+from relay.http.wire import Wire
 from relay.hub import State, Viewer
 from relay.settings import Settings
 from relay.sse import Frame, Framing, opening, parse_position
@@ -29,47 +21,30 @@ from relay.stream.replay import Page, Replay
 from relay.stream.tail import Tailer
 
 
-class LiveStream:
-    """`GET .../events`: an ASGI application. The path parameters are in the scope."""
+class RunStream(LiveEndpoint):
+    """`GET /conversations/{conversation_id}/idea/research-run/{run_id}/events`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        access: Access,
-        replay: Callable[[], Replay],
-        shards: Callable[[], list[Shard]],
-    ) -> None:
-        self._settings = settings
-        self._access = access
-        self._replay = replay
-        self._shards = shards
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def admit(self, scope: Scope) -> Watching:
         run_id = scope["path_params"]["run_id"]
-        try:
-            run = await self._access.check(scope, scope["path_params"]["conversation_id"], run_id)
-            check_accept(scope)
-            asked = asked_position(scope)
-            position = parse_position(asked) if asked else None
-        except RelayError as error:
-            await problem(error)(scope, receive, send)
-            return
-        if scope["method"] == "HEAD":
-            await only_headers(send)
-            return
-        shards = self._shards()
-        hub, tailer = shards[shard_of_run(run_id, len(shards))]
-        wire = wire_for(scope, receive, send)
+        run = await self.access.check(scope, scope["path_params"]["conversation_id"], run_id)
+        asked = asked_position(scope)
+        position = parse_position(asked) if asked else None
         framing = Framing.RESUMABLE if asked or asks_to_resume(scope) else Framing.PLAIN
-        viewer = Viewer(wire, framing=framing, buffer_limit=self._settings.viewer_buffer_bytes)
-        hub.register(viewer, run_id)
-        try:
-            viewing = RunViewing(
-                viewer, wire, send, tailer, self._settings, self._replay(), run_id, run, position
-            )
-            await viewing.serve(scope, receive)
-        finally:
-            hub.unregister(viewer, run_id)
+        shards = self.shards()
+        hub, tailer = shards[shard_of_run(run_id, len(shards))]
+
+        @contextmanager
+        def watching(wire: Wire, send: Send) -> Iterator[Viewing]:
+            viewer = Viewer(wire, framing=framing, buffer_limit=self.settings.viewer_buffer_bytes)
+            hub.register(viewer, run_id)
+            try:
+                yield RunViewing(
+                    viewer, wire, send, tailer, self.settings, self.replay(), run_id, run, position
+                )
+            finally:
+                hub.unregister(viewer, run_id)
+
+        return watching
 
 
 class RunViewing(Viewing):

@@ -3,7 +3,8 @@
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -12,13 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from relay.auth import Run
 from relay.errors import NotAcceptable, RelayError, Unavailable
+from relay.http.access import Access
 from relay.http.asgi import header
 from relay.http.problems import problem
-from relay.http.wire import Wire
+from relay.http.wire import Wire, wire_for
 from relay.hub import Hub, Viewer, Wake
 from relay.settings import Settings
 from relay.sse import CLOSING, CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
-from relay.stream.replay import Snapshot
+from relay.stream.replay import Replay, Snapshot
 from relay.stream.tail import Tailer
 
 RETRY_MS = (1_000, 5_000)
@@ -159,11 +161,49 @@ class Viewing(ABC):
             await tailer.ready(timeout_s)
 
 
+Watching = Callable[[Wire, Send], AbstractContextManager[Viewing]]
+"""Lets the hubs know of a viewer for as long as the context lasts."""
+
+
+class LiveEndpoint(ABC):
+    """A live endpoint: an ASGI application. The path parameters are in the scope."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        replay: Callable[[], Replay],
+        shards: Callable[[], list[Shard]],
+    ) -> None:
+        self.settings = settings
+        self.access = access
+        self.replay = replay
+        self.shards = shards
+
+    @abstractmethod
+    async def admit(self, scope: Scope) -> Watching:
+        """Checks the request; what serves it then. Raises a RelayError."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            watching = await self.admit(scope)
+            _check_accept(scope)
+        except RelayError as error:
+            await problem(error)(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.body"})
+            return
+        with watching(wire_for(scope, receive, send), send) as viewing:
+            await viewing.serve(scope, receive)
+
+
 def _retry_ms() -> int:
     return random.randint(*RETRY_MS)  # noqa: S311
 
 
-def check_accept(scope: Scope) -> None:
+def _check_accept(scope: Scope) -> None:
     """Raises NotAcceptable where the client wants no event stream."""
     accept = header(scope, b"accept")
     if accept and not any(wanted in accept for wanted in (b"text/event-stream", b"text/*", b"*/*")):
@@ -179,9 +219,3 @@ def asked_position(scope: Scope) -> str:
 def asks_to_resume(scope: Scope) -> bool:
     query = parse_qs(scope["query_string"].decode("latin-1"))
     return query.get("resume", [""])[0].lower() in ("true", "1")
-
-
-async def only_headers(send: Send) -> None:
-    """The answer to HEAD."""
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-    await send({"type": "http.response.body"})
