@@ -1,6 +1,7 @@
 """What a pipeline emits reaches the relay: in order, in batches, and soon."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_what_is_emitted_during_a_request_leaves_together_in_the_next(
         assert emitter.flush(20)
 
     assert [len(request.items) for request in relay.requests] == [1, 99]
+
+
+def test_a_lone_event_does_not_wait_for_company(relay: FakeRelay, tmp_path: Path) -> None:
+    with emitter_to(relay, tmp_path) as emitter:
+        since = time.monotonic()
+        for number in range(20):
+            emitter(event(number))
+            assert emitter.flush(20)
+        assert time.monotonic() - since < 5, "milliseconds each"
 
 
 def test_a_batch_is_bounded_in_events_and_in_bytes(relay: FakeRelay, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from fake_relay import FakeRelay, Reply
+from fake_relay import TOKEN, FakeRelay, Reply
 from support import SWIFT, emitter_to, event, wait_until
 
-from rp_relay_client import Settings
+from rp_relay_client import Emitter, Settings
 
 PROBLEM = "urn:rp-relay:problem:"
 
@@ -227,13 +227,13 @@ def test_close_gives_the_spool_free_even_where_a_kept_connection_hangs(
     relay: FakeRelay, tmp_path: Path
 ) -> None:
     never = threading.Event()
-    with emitter_to(relay, tmp_path, Settings(timeout_s=3600)) as emitter:
-        emitter(event(1))
-        assert emitter.flush(20)
-        relay.always = Reply(until=never, stores=False)
-        emitter(event(2))
-        wait_until(lambda: len(relay.requests) == 2, "a request that hangs")
-        assert not emitter.close(0)
+    hanging = Emitter(relay.url, TOKEN, "run-1", spool_dir=tmp_path, settings=Settings(timeout_s=3600))
+    hanging(event(1))
+    assert hanging.flush(20)
+    relay.always = Reply(until=never, stores=False)
+    hanging(event(2))
+    wait_until(lambda: len(relay.requests) == 2, "a request that hangs")
+    assert not hanging.close(0)
     relay.always = None
 
     with emitter_to(relay, tmp_path) as emitter, emitter:
