@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -10,7 +10,7 @@ import redis.exceptions
 
 from persister.settings import Settings
 from relay.stream import functions
-from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,16 @@ class Delivery(NamedTuple):
 
 
 class Consumer:
-    """One member of a shard's group. Raises redis errors as they come: the loop starts anew on them."""
+    """One member of a shard's group. `highest` answers the highest id in the archive.
 
-    def __init__(self, client: redis.Redis, shard: int, settings: Settings) -> None:
+    Raises redis errors as they come: the loop starts anew on them.
+    """
+
+    def __init__(
+        self, client: redis.Redis, shard: int, settings: Settings, highest: Callable[[], int]
+    ) -> None:
         self._redis = client
+        self._highest = highest
         # Replies as the server sends them: the fields of an entry in order, not as a dictionary.
         for command in ("XREADGROUP", "XAUTOCLAIM"):
             client.set_response_callback(command, lambda reply, **_: reply)
@@ -89,7 +95,8 @@ class Consumer:
             if "NOGROUP" not in str(error):
                 raise
             # The log is new, or lost: from its beginning on, since what is archived already is left out.
-            self._call(functions.OPEN, [self._keys.log], [GROUP, 0])
+            # And above all ids in the archive, since they never come again.
+            self._call(functions.OPEN, [self._keys.log], [GROUP, ordinal_above(self._highest())])
             return []
         return [Delivery(*item) for item in reply[0][1]] if reply else []
 

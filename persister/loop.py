@@ -29,7 +29,7 @@ class Loop:
 
     def __init__(self, client: redis.Redis, store: Store, shard: int, settings: Settings) -> None:
         self._redis = client
-        self._consumer = Consumer(client, shard, settings)
+        self._consumer = Consumer(client, shard, settings, store.highest)
         self._store = store
         self._shard = shard
         self._retention = timedelta(seconds=settings.log_retention_s)

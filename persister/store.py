@@ -16,8 +16,9 @@ from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
 from relay.errors import DatabaseUnavailable
 from relay.events.base import Kind
-from relay.events.registry import REGISTRY
+from relay.events.registry import REGISTRY, TABLES
 from relay.stream.entry import Entry
+from relay.stream.keys import START
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ _ALSO = f"""
     WITH events AS ({_EVENTS})
     {{also}}
 """
+
+
+_HIGHEST = "SELECT greatest({})".format(
+    ", ".join(f"(SELECT max(id) FROM {table})" for table in TABLES)  # noqa: S608
+)
 
 
 class Rejected(NamedTuple):
@@ -92,6 +98,18 @@ class Store:
             return []
         middle = len(entries) // 2
         return self.insert(entries[:middle]) + self.insert(entries[middle:])
+
+    def highest(self) -> int:
+        """The highest id of all rows, or START. Raises DatabaseUnavailable."""
+        try:
+            connection = self._open()
+            with connection, connection.cursor() as cursor:
+                cursor.execute(_HIGHEST)
+                ((highest,),) = cursor.fetchall()
+        except psycopg2.Error as error:
+            self.close()
+            raise DatabaseUnavailable from error
+        return highest or START
 
     def _insert(self, entries: Iterable[Entry]) -> None:
         by_kind: dict[str, list[Entry]] = {}

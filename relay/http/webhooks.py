@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -74,6 +75,8 @@ class Webhook:
             await self._publisher().append(self._parse(media_type, body, run_id), key)
         except RelayError as error:
             await problem(error)(scope, receive, send)
+        except ClientDisconnect:
+            return  # nobody is left to be answered, and nothing was taken
         else:
             await send(_START)
             await send(_BODY)

@@ -37,7 +37,8 @@ end
 -- Appends groups of events, each group whole and in order, to the shard log and the run logs.
 --
 -- KEYS  the shard log; the run logs; the keys of idempotency keys
--- ARGV  the number of run logs, how many ms to remember an idempotency key, then for each group:
+-- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
+--       the caller knows to be taken, then for each group:
 --         the index in KEYS of its idempotency key or 0, a digest of it, its number of events,
 --         then for each event: the index in KEYS of its run log, run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
@@ -47,6 +48,7 @@ local function append(keys, args)
   local log, runs, remember = keys[1], tonumber(args[1]), args[2]
   local last, problem = top(log)
   if problem then return problem end
+  last = math.max(last, tonumber(args[3]))
   for i = 2, runs + 1 do
     local tip = redis.pcall('XREVRANGE', keys[i], '+', '-', 'COUNT', 1)
     if tip.err then return tip end
@@ -57,7 +59,7 @@ local function append(keys, args)
   local next_ordinal = math.max(clock, last + 1)
 
   local answers, writes, used = {}, {}, {}
-  local i = 3
+  local i = 4
   while i <= #args do
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal

@@ -167,7 +167,7 @@ class _Lane:
             for event in group.events:
                 runs.setdefault(event.run_id, len(runs) + 2)
         keys = [self._keys.log, *map(self._keys.run, runs)]
-        args: list[str | bytes | int] = [len(runs), self._remember_ms]
+        args: list[str | bytes | int] = [len(runs), self._remember_ms, self._highest]
         for group in groups:
             if group.key is None:
                 args += (0, b"", len(group.events))

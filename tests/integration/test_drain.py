@@ -20,13 +20,17 @@ from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.events.kinds import RunFinished
 from relay.stream.entry import NewEvent
-from relay.stream.keys import GROUP, ShardKeys, StreamId
+from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.factories import progress
 from tests.waiting import wait_until
 
 KEYS = ShardKeys(0)
+
+
+def nothing_archived() -> int:
+    return 0
 
 
 def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
@@ -158,7 +162,7 @@ async def test_what_a_silent_peer_left_is_taken_over(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     ids = await publisher.append([event() for _ in range(10)])
-    left = Consumer(client, 0, Settings(persister_name="silent")).claim()
+    left = Consumer(client, 0, Settings(persister_name="silent"), nothing_archived).claim()
     assert len(left) == 10
     patient, eager = persister("patient"), persister("eager", persister_claim_s=0.01)
     assert drain(patient) == 0, "the peer may still be at work"
@@ -267,7 +271,7 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
     publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     await publisher.append([event()])
-    (gone,) = Consumer(client, 0, Settings(persister_name="p")).claim()
+    (gone,) = Consumer(client, 0, Settings(persister_name="p"), nothing_archived).claim()
     client.xdel(KEYS.log, gone.stream_id)
     drain(persister("p"))
     assert (len(list(DeadLetters(client, 1))), pending(client)) == (1, 0)
@@ -306,12 +310,27 @@ async def test_a_lost_log_is_drained_again_from_its_beginning(
     assert rows(servers) == first + second
 
 
+async def test_a_log_that_a_persister_makes_begins_above_the_archive(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    now: Any = client.time()
+    await publisher.append([event()])
+    client.execute_command("XSETID", KEYS.log, f"{(now[0] + 3600) * 1000}-0")  # type: ignore[no-untyped-call]
+    archived = await publisher.append([event()])
+    loop = persister()
+    drain(loop)
+    client.flushall()
+    assert drain(loop) == 0
+    info: Any = client.xinfo_stream(KEYS.log)
+    assert StreamId.parse(info["last-generated-id"]) > stream_id(archived[-1])
+
+
 async def test_only_what_is_archived_and_old_is_trimmed(
     publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     await publisher.append([event() for _ in range(500)])
     for _ in range(2):
-        Consumer(client, 0, Settings(persister_name="slow", persister_batch=100)).claim()
+        Consumer(client, 0, Settings(persister_name="slow", persister_batch=100), nothing_archived).claim()
     assert trim(client, 0, timedelta(0)) == 0, "the first ones are pending"
     drain(persister("slow"))
     assert trim(client, 0, timedelta(hours=1)) == 0, "they are in the retention window"

@@ -35,7 +35,7 @@ Group = tuple[str | None, str, list[tuple[str, str]]]
 def append(store: redis.Redis, *groups: Group) -> list[int]:
     runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
     keys = [KEYS.log, *map(KEYS.run, runs)]
-    args: list[Any] = [len(runs), REMEMBER_MS]
+    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR]
     for key, digest, events in groups:
         if key is not None:
             keys.append(KEYS.once(key))

@@ -103,6 +103,19 @@ async def test_ids_go_on_above_what_this_worker_gave_out_when_the_log_is_lost(
     assert id > highest
 
 
+async def test_ids_of_a_worker_grow_also_when_somebody_else_makes_the_lost_log(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    now: Any = client.time()
+    await publisher.append([event()])
+    client.execute_command("XSETID", LOG, str(StreamId((now[0] + 3600) * 1000, 5)))  # type: ignore[no-untyped-call]
+    *_, highest = await publisher.append([event()] * 3)
+    client.delete(LOG, ShardKeys(0).run("run-1"))
+    client.xgroup_create(LOG, GROUP, "0", mkstream=True)
+    (id,) = await publisher.append([event()])
+    assert id > highest
+
+
 async def test_a_log_is_not_made_while_nobody_knows_which_ids_are_taken(servers: Servers) -> None:
     async def nobody_knows() -> int:
         raise DatabaseUnavailable
