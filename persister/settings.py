@@ -29,7 +29,7 @@ class Settings(StoreSettings):
     )
     log_retention_s: float = Field(
         600,
-        ge=0,
+        ge=60,
         description="How long archived entries stay in the shard log, for web workers that were away.",
     )
     run_log_entries: int = Field(

@@ -21,9 +21,10 @@ def trim(client: redis.Redis, shard: int, retention: timedelta) -> int:
     """Removes archived entries that are older than `retention`; answers how many. The window is by the
     server's clock, which also gave the entries their ids."""
     log = ShardKeys(shard).log
-    pending: Any = client.xpending(log, GROUP)
+    # In this order: what is delivered in between is then above the limit, not pending unseen below it.
     groups: Any = client.xinfo_groups(log)
     delivered = next(group["last-delivered-id"] for group in groups if group["name"] == GROUP.encode())
+    pending: Any = client.xpending(log, GROUP)
     now: Any = client.time()
     stays = limit(
         StreamId.parse(pending["min"]) if pending["min"] else None,

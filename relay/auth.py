@@ -27,6 +27,9 @@ from relay.stream.keys import ShardKeys, shard_of_run
 
 ALGORITHM = "HS256"
 OWNER_CACHE = 10_000
+RUNS_CACHE_S = 1.0
+"""For the list of a conversation's runs, in which new ones are waited for."""
+
 OWNER_REMEMBERED_S = 24 * 3600
 MAX_BIGINT = (1 << 63) - 1
 
@@ -48,6 +51,9 @@ _CLAIM_CONVERSATION = """
     ON CONFLICT (id) DO UPDATE SET user_id = conversations.user_id
     RETURNING user_id
 """
+
+# An event that a persister is just storing would neither find the run nor be found by it.
+_WAIT_FOR_PERSISTERS = "LOCK TABLE research_pipeline_run_events IN SHARE MODE"
 
 # A run may have started, and ended, before it was made known: that is then already archived.
 _CLAIM_RUN = """
@@ -203,7 +209,8 @@ class Ownership:
         expires, shared = self._known.get(key, (0.0, None))
         if shared is None or expires < now:
             shared = asyncio.ensure_future(self._query(conversation_id, run_id))
-            self._known[key] = (now + self._cache_s, shared)
+            lasting_s = self._cache_s if run_id is not None else min(self._cache_s, RUNS_CACHE_S)
+            self._known[key] = (now + lasting_s, shared)
             self._known.move_to_end(key)
             if len(self._known) > OWNER_CACHE:
                 self._known.popitem(last=False)
@@ -246,6 +253,7 @@ class Ownership:
 
 def _claim(connection: Connection, values: dict[str, Any]) -> None:
     with connection, connection.cursor() as cursor:
+        cursor.execute(_WAIT_FOR_PERSISTERS)
         cursor.execute(_CLAIM_CONVERSATION, values)
         owner = cursor.fetchone()
         if owner != (values["user_id"],):

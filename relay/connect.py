@@ -219,7 +219,11 @@ class Database:
         reused = getattr(self._local, "connection", None) is not None
         try:
             return work(self._connection())
-        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+        except (
+            psycopg2.OperationalError,
+            psycopg2.InterfaceError,
+            psycopg2.errors.ReadOnlySqlTransaction,
+        ) as error:
             self._drop()
             if not reused:
                 raise DatabaseUnavailable from error

@@ -37,7 +37,7 @@ class StoreSettings(BaseSettings):
         1,
         ge=1,
         le=MAX_SHARDS,
-        description="How many logs the runs spread over; more than one serves to use a cluster's nodes. "
+        description="How many logs the runs spread over, each with tailers and persisters of its own. "
         "Never lower it, and raise it only while no run is under way: a run's events stay in its shard.",
     )
 

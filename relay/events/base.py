@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -50,8 +50,16 @@ def _check_moment(value: Any) -> Any:
     return value
 
 
-Moment = Annotated[AwareDatetime, Strict(False), BeforeValidator(_check_moment)]
-"""A moment as text. (Not strict beneath that, since pydantic takes text for one only straight from JSON.)"""
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("Input should be a moment that has a date in UTC") from error
+
+
+Moment = Annotated[AwareDatetime, Strict(False), BeforeValidator(_check_moment), AfterValidator(_in_utc)]
+"""A moment as text; it becomes one in UTC. (Not strict beneath that, since pydantic takes text for one only
+straight from JSON.)"""
 
 Message = tuple[str, bytes]
 """The type and the data of a message to viewers."""

@@ -9,7 +9,7 @@ where it is found.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from pydantic import (
@@ -100,20 +100,29 @@ def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> New
     return NewEvent(run_id, kind.kind, _text(envelope, ()))
 
 
-def parse_batch(body: bytes, limit: int) -> list[NewEvent]:
-    """The events in a JSON array. Raises MalformedJson, InvalidEvent or BatchTooLong."""
+def parse_batch(body: bytes, limit: int, event_bytes: int) -> list[NewEvent]:
+    """The events in a JSON array, each of at most `event_bytes`.
+
+    Raises MalformedJson, InvalidEvent or BatchTooLong.
+    """
     items = _validate(BATCH, body)
     if len(items) > limit:
         raise BatchTooLong(f"The batch holds more than {limit} events; send it in parts.")
     if not items:
         raise InvalidEvent([_error((), "The batch is empty", "too_short")])
-    return [NewEvent(item.run_id, item.kind, _text(item, (index,))) for index, item in enumerate(items)]
+    events = [NewEvent(item.run_id, item.kind, _text(item, (index,))) for index, item in enumerate(items)]
+    for index, event in enumerate(events):
+        if len(event.text) > event_bytes:
+            raise InvalidEvent(
+                [_error((index, "event"), f"Input is larger than {event_bytes} bytes", "too_large")]
+            )
+    return events
 
 
-def parse_lines(body: bytes, limit: int) -> list[NewEvent]:
+def parse_lines(body: bytes, limit: int, event_bytes: int) -> list[NewEvent]:
     """The events in NDJSON, one a line; blank lines do not count. Raises as `parse_batch` does."""
     lines = [line for line in body.split(b"\n") if line.strip()]
-    events = parse_batch(b"[" + b",\n".join(lines) + b"]", limit)
+    events = parse_batch(b"[" + b",\n".join(lines) + b"]", limit, event_bytes)
     if len(events) != len(lines):
         raise MalformedJson("Each line has to hold exactly one JSON object.")
     return events
@@ -160,7 +169,7 @@ def _text(envelope: Any, place: tuple[int, ...]) -> bytes:
 
 
 def _with_time(text: bytes, occurred_at: datetime) -> bytes:
-    moment = occurred_at.astimezone(UTC).isoformat(timespec="microseconds")
+    moment = occurred_at.isoformat(timespec="microseconds")
     return b'%b,"occurred_at":"%b"}' % (text[:-1], moment.encode())
 
 

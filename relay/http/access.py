@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 
+from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 from relay import auth
@@ -58,8 +58,5 @@ def _token(scope: Scope) -> str | None:
     scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.decode("latin-1").strip()
-    try:
-        cookies = SimpleCookie((header(scope, b"cookie") or b"").decode("latin-1"))
-    except CookieError:
-        return None
-    return cookies[COOKIE].value if COOKIE in cookies else None
+    # As browsers write them: the standard library's parser drops all after the first one it does not like.
+    return cookie_parser((header(scope, b"cookie") or b"").decode("latin-1")).get(COOKIE)

@@ -18,10 +18,11 @@ from relay.stream.keys import START, created_at, shard_of_run
 from relay.stream.replay import Replay
 
 REFRESH_S = 2.0
-"""How long it takes at most until a new run of the conversation appears."""
+"""How often to look for new runs of the conversation."""
 
-MARGIN_S = 5.0
-"""How far the clocks of Redis and PostgreSQL may be apart."""
+MARGIN_S = 60.0
+"""How long before a position a run may have become known without its viewer having heard of it: two clocks,
+and the time until a new run is noticed. One `initial` too many only replaces what was there."""
 
 
 class ConversationStream(LiveEndpoint):

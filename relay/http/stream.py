@@ -82,7 +82,13 @@ class RunViewing(Viewing):
         return await self._send_past(await self._replay.after(self._run_id, self.viewer.position))
 
     async def _is_over(self, page: Page) -> bool:
-        return bool(page.end or self._ended_before() or await self._replay.end(self._run_id))
+        return bool(page.end or self._ended_before() or await self._passed_end())
+
+    async def _passed_end(self) -> Message | None:
+        """The end of the run, where only late events came after it and the viewer has it behind it. (An end
+        that is still before the viewer comes in its turn, after what it has not seen yet.)"""
+        end = await self._replay.end(self._run_id)
+        return _end_message(end) if end and end.id <= self.viewer.position else None
 
     async def _send_past(self, page: Page | None) -> bool:
         """Sends the past, from `page` on, or all of it, and makes the viewer live. False: the run is over,
@@ -94,7 +100,7 @@ class RunViewing(Viewing):
             sent = self._send_initial() if page is None else self._send_page(page)
             end = await sent or end
             if not (page and page.more):
-                end = end or _end_message(await self._replay.end(self._run_id))
+                end = end or await self._passed_end()
                 if end:
                     complete = Frame(viewer.position, self._run_id, [end], last=True)
                     await self.write(complete.block(viewer.framing), last=True)

@@ -17,7 +17,7 @@ from relay.http.access import Access
 from relay.http.asgi import header
 from relay.http.problems import problem
 from relay.http.wire import Wire, wire_for
-from relay.hub import Hub, Viewer, Wake
+from relay.hub import Hub, State, Viewer, Wake
 from relay.settings import Settings
 from relay.sse import CLOSING, CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
 from relay.stream.replay import Replay, Snapshot
@@ -116,9 +116,9 @@ class Viewing(ABC):
         try:
             async for piece in snapshot.lists:
                 waiting += piece
-                if len(waiting) > PIECE_BYTES:
-                    await self.write(bytes(waiting))
-                    waiting.clear()
+                while len(waiting) > PIECE_BYTES:  # so that a slow viewer has time for each
+                    await self.write(bytes(waiting[:PIECE_BYTES]))
+                    del waiting[:PIECE_BYTES]
                     torn = True
         except Unavailable as error:
             if torn:
@@ -153,6 +153,7 @@ class Viewing(ABC):
                 await self._ready(RETRY_READ_S)
                 return await self.catch_up()
             except Unavailable:
+                self.viewer.state = State.HELD  # no block is half written, so keep-alives may go out
                 await asyncio.sleep(RETRY_READ_S * random.random())  # noqa: S311
         return True
 

@@ -111,7 +111,7 @@ def webhooks(settings: Settings, publisher: Callable[[], Publisher]) -> Mapping[
 
     def parse_many(media_type: bytes, body: bytes, run_id: str | None) -> Sequence[NewEvent]:
         parse_all = parse_lines if media_type == NDJSON else parse_batch
-        return parse_all(body, settings.batch_events)
+        return parse_all(body, settings.batch_events, settings.event_bytes)
 
     batch = Webhook(settings, publisher, parse_many, JSON, NDJSON, limit=settings.batch_bytes)
     single = {kind: of_kind(kind) for kind in REGISTRY.values()}

@@ -101,7 +101,8 @@ class Replay:
 
     async def end(self, run_id: str) -> Record | None:
         """The end of the run, where only late events came after it. Raises Unavailable."""
-        return _end(await self._logged(run_id, "+", LATE, newest_first=True))
+        latest = await self._logged(run_id, "+", LATE, newest_first=True)
+        return _end(latest[::-1])
 
     async def top(self, shard: int) -> int:
         """The highest id that the shard's log ever held, or START. Raises Unavailable."""
@@ -188,6 +189,8 @@ def _changes(records: Sequence[Record]) -> Mapping[str, Any]:
     for record in records:
         if record.kind in CHANGING:
             changes |= REGISTRY[record.kind].changes(from_json(record.payload))
+        if record.ends_run:
+            break  # of several ends the first one counts, and nothing takes it back
     return changes
 
 

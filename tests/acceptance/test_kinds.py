@@ -147,7 +147,10 @@ def test_the_run_as_a_whole_is_exact_at_its_id(relay: Relay, run_id: str) -> Non
     assert set(rendered) == {"id", *initial["data"]}
 
 
-@pytest.mark.parametrize("moment", ["yesterday", "2026-01-02T03:04:05", "2026-02-30T03:04:05Z", "5", 5, ""])
+@pytest.mark.parametrize(
+    "moment",
+    ["yesterday", "2026-01-02T03:04:05", "2026-02-30T03:04:05Z", "0001-01-01T00:00:00+01:00", "5", 5, ""],
+)
 def test_a_moment_has_a_date_a_time_and_an_offset(relay: Relay, moment: Any) -> None:
     for name in ("run_log", "run_started"):
         answer = relay.post(REGISTRY[name].path, body(name, "run-1", occurred_at=moment))

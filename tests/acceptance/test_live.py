@@ -192,7 +192,7 @@ def test_the_checks_come_in_the_order_of_the_contract(service: Relay, run_id: st
 def test_the_cookie_lets_a_page_in(service: Relay, run_id: str) -> None:
     token = viewer()["authorization"].removeprefix("Bearer ")
     answer = httpx.head(
-        f"{service.run_url(run_id)}/events", headers={"cookie": f"theme=dark; relay_token={token}"}
+        f"{service.run_url(run_id)}/events", headers={"cookie": f'prefs={{"a":1}}; relay_token={token}; b'}
     )
     assert answer.status_code == 200
 

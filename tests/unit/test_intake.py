@@ -12,6 +12,8 @@ from relay.events.intake import MAX_DEPTH, parse_batch, parse_event, parse_lines
 from relay.events.kinds import PaperGenerationProgress, RunFinished
 from tests.factories import EXAMPLES, progress
 
+LARGE = 256 * 1024
+
 texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 numbers = st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
@@ -147,7 +149,7 @@ def test_errors_never_repeat_the_input() -> None:
     secret = "do-not-repeat-me"
     for raw in (body(secret + "/"), body(step=secret * 20), json.dumps([item(kind=secret)]).encode()):
         with pytest.raises(InvalidEvent) as caught:
-            parse_batch(raw, 10) if raw.startswith(b"[") else parse_event(PaperGenerationProgress, raw)
+            parse_batch(raw, 10, LARGE) if raw.startswith(b"[") else parse_event(PaperGenerationProgress, raw)
         assert secret not in json.dumps(caught.value.errors) + str(caught.value)
 
 
@@ -162,35 +164,42 @@ def test_the_end_of_a_run_is_stored_as_a_row_of_its_life() -> None:
 def test_a_batch_keeps_its_order_over_kinds_and_runs() -> None:
     items = [item(run_id=f"run-{number % 3}") for number in range(7)]
     items.append({"run_id": "run-0", "kind": "run_finished", "event": EXAMPLES["run_finished"]})
-    events = parse_batch(json.dumps(items).encode(), 10)
+    events = parse_batch(json.dumps(items).encode(), 10, LARGE)
     assert [(event.run_id, event.kind) for event in events] == [(i["run_id"], i["kind"]) for i in items]
     lines = "\n".join(json.dumps(item) for item in items) + "\n\n"
-    assert parse_lines(lines.encode(), 10) == events
+    assert parse_lines(lines.encode(), 10, LARGE) == events
 
 
 def test_one_bad_event_fails_the_batch_and_is_named_by_its_index() -> None:
     items = [item(), item(), item(event=progress(progress=2))]
     with pytest.raises(InvalidEvent) as caught:
-        parse_batch(json.dumps(items).encode(), 10)
+        parse_batch(json.dumps(items).encode(), 10, LARGE)
     assert caught.value.errors[0]["loc"][0] == 2
 
 
 def test_an_event_that_is_nested_too_deep_is_named_by_its_index() -> None:
     items = [item(), item(event=progress(details=nested(MAX_DEPTH)))]
     with pytest.raises(InvalidEvent) as caught:
-        parse_batch(json.dumps(items).encode(), 10)
+        parse_batch(json.dumps(items).encode(), 10, LARGE)
     assert caught.value.errors[0]["loc"] == [1, "event"]
 
 
 def test_a_batch_has_a_limit_and_is_not_empty() -> None:
-    assert len(parse_batch(json.dumps([item()] * 3).encode(), 3)) == 3
+    assert len(parse_batch(json.dumps([item()] * 3).encode(), 3, LARGE)) == 3
     with pytest.raises(BatchTooLong):
-        parse_batch(json.dumps([item()] * 4).encode(), 3)
+        parse_batch(json.dumps([item()] * 4).encode(), 3, LARGE)
     with pytest.raises(InvalidEvent):
-        parse_batch(b"[]", 3)
+        parse_batch(b"[]", 3, LARGE)
+
+
+def test_an_event_of_a_batch_is_no_larger_than_one_alone() -> None:
+    items = [item(), item(event=progress(details={"text": "x" * LARGE}))]
+    with pytest.raises(InvalidEvent) as caught:
+        parse_batch(json.dumps(items).encode(), 10, LARGE)
+    assert (caught.value.errors[0]["loc"], caught.value.errors[0]["type"]) == ([1, "event"], "too_large")
 
 
 def test_a_line_holds_one_event() -> None:
     two = json.dumps(item()) + "," + json.dumps(item())
     with pytest.raises(MalformedJson):
-        parse_lines(two.encode(), 10)
+        parse_lines(two.encode(), 10, LARGE)

@@ -1,0 +1,99 @@
+"""A viewer's task between the past and the hub, with a replay that says what the test wants."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from relay.errors import Unavailable
+from relay.http.stream import RunViewing
+from relay.hub import State, Viewer, Wake
+from relay.settings import Settings
+from relay.sse import KEEP_ALIVE, Framing
+from relay.stream.entry import Record
+from relay.stream.replay import Page
+from tests.unit.test_hub import Wire as Written
+
+NOTHING = Page((), None, more=False)
+END = Record(9, "run-1", "run_finished", b'{"metadata":{"success":true},"created_at":""}')
+
+
+class Wire(Written):
+    """A connection whose own task's data lands where the hub's does."""
+
+    @contextlib.asynccontextmanager
+    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
+        yield
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        self.write(data)
+
+    def abort(self) -> None:
+        raise AssertionError("nothing is torn here")
+
+
+class Replay:
+    """Answers the same for ever."""
+
+    def __init__(self, page: Page | Unavailable, end: Record | None = None) -> None:
+        self.page = page
+        self.last = end
+
+    async def after(self, run_id: str, position: int) -> Page:
+        if isinstance(self.page, Unavailable):
+            raise self.page
+        return self.page
+
+    async def end(self, run_id: str) -> Record | None:
+        return self.last
+
+
+class Tailer:
+    async def ready(self, timeout_s: float) -> None:
+        return
+
+
+def viewing(replay: Replay, position: int) -> tuple[RunViewing, Viewer, list[Any]]:
+    started: list[Any] = []
+
+    async def send(message: Any) -> None:
+        started.append(message)
+
+    wire = Wire()
+    viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=100)
+    tailer: Any = Tailer()
+    reads: Any = replay
+    made = RunViewing(viewer, wire, send, tailer, Settings(), reads, "run-1", None, position)
+    return made, viewer, started
+
+
+async def test_an_end_that_the_viewer_has_behind_it_is_the_end() -> None:
+    made, _, started = viewing(Replay(NOTHING, END), position=11)
+    assert await made.begin() is False
+    assert started[0]["status"] == 204
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_end_that_came_in_the_meantime_waits_for_what_came_before_it(first: bool) -> None:
+    made, viewer, started = viewing(Replay(NOTHING, END), position=5)
+    assert await (made.begin() if first else made.catch_up()) is True
+    assert viewer.state is State.LIVE
+    assert [message["status"] for message in started] == [200]
+
+
+async def test_while_the_stores_are_away_the_stream_is_kept_alive() -> None:
+    made, viewer, _ = viewing(Replay(NOTHING), position=5)
+    assert await made.begin()
+    made._replay.page = Unavailable()  # type: ignore[attr-defined]
+    viewer.state = State.REPLAYING
+    resuming = asyncio.create_task(made._resume())
+    while viewer.state is not State.HELD:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    viewer.keep_alive()
+    sink = viewer.sink
+    assert isinstance(sink, Wire)
+    assert sink.written[-1] == KEEP_ALIVE
+    viewer.wake(Wake.GONE)
+    assert await resuming
