@@ -13,13 +13,12 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
 import redis
 
-from relay.processes import Part, running
+from relay.processes import Part
 
 PASSWORD = "password"  # noqa: S105 - the name of a file
 
@@ -150,12 +149,3 @@ def _postgres_answers(url: str) -> bool:
     except psycopg2.OperationalError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def servers(directory: Path) -> Iterator[tuple[str, str]]:
-    """Both servers, for as long as the context lasts: the URLs of Redis and of PostgreSQL."""
-    redis_part, redis_url = valkey(directory / "valkey")
-    postgres_part, database_url = postgres(directory / "postgres")
-    with running(redis_part), running(postgres_part):
-        yield redis_url, database_url

@@ -11,6 +11,9 @@ from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 
+PIECE_BYTES = 256 * 1024
+"""Of a long answer, what is held in memory at a time."""
+
 
 class HandOff(Response):
     """What a route answers that leaves the rest to an ASGI application."""

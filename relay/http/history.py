@@ -14,14 +14,12 @@ from relay.events.kinds import PaperGenerationProgress
 from relay.events.registry import TABLES
 from relay.history import PAGE, History
 from relay.http.access import Access
+from relay.http.asgi import PIECE_BYTES
 from relay.settings import Settings
 from relay.stream.keys import MAX_EVENT_ID, START
 from relay.stream.replay import Replay
 
 RUN = "/conversations/{conversation_id}/idea/research-run/{run_id}"
-
-PIECE_BYTES = 256 * 1024
-"""What is held in memory of an answer at a time."""
 
 Conversation = Annotated[int, Path()]
 RunPath = Annotated[str, Path()]

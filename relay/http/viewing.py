@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from relay.auth import Run
 from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.http.access import Access
-from relay.http.asgi import header
+from relay.http.asgi import PIECE_BYTES, header
 from relay.http.problems import problem
 from relay.http.wire import Wire, wire_for
 from relay.hub import Hub, State, Viewer, Wake
@@ -31,9 +31,6 @@ CONNECT_S = 2.5
 
 RETRY_READ_S = 1.0
 """How long a connected viewer waits before it asks the stores again."""
-
-PIECE_BYTES = 256 * 1024
-"""Of a long block, what is held in memory at a time."""
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode() + b"; charset=utf-8"),

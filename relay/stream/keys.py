@@ -11,9 +11,10 @@ Both order events the same way within a shard, and each gives back the other. In
 numbers: the server-side function counts in ordinals.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 EPOCH_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
@@ -51,6 +52,11 @@ class StreamId(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.ms}-{self.sequence}"
+
+
+def top_of(info: Sequence[Any]) -> StreamId:
+    """The highest id that a stream ever held, from the server's answer to XINFO STREAM."""
+    return StreamId.parse(info[info.index(b"last-generated-id") + 1])
 
 
 def event_id(stream_id: StreamId, shard: int) -> int:

@@ -22,10 +22,10 @@ from relay.stream.keys import (
     MAX_EVENT_ID,
     START,
     ShardKeys,
-    StreamId,
     event_id,
     shard_of_run,
     stream_id,
+    top_of,
 )
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Replay:
             return START  # there is no log
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable(NO_LOG) from error
-        newest = StreamId.parse(info[info.index(b"last-generated-id") + 1])
+        newest = top_of(info)
         return event_id(newest, shard) if newest.ms >= EPOCH_MS else START
 
     async def after_all(self, run_ids: Sequence[str], position: int) -> Page | None:

@@ -16,7 +16,7 @@ from relay.errors import Unavailable
 from relay.hub import Hub
 from relay.sse import Frame
 from relay.stream.entry import MalformedEntry, decode, frame
-from relay.stream.keys import ShardKeys, StreamId
+from relay.stream.keys import ShardKeys, StreamId, top_of
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Tailer:
             if "no such key" in str(error):
                 return StreamId(0, 0)
             raise
-        return StreamId.parse(info[info.index(b"last-generated-id") + 1])
+        return top_of(info)
 
     def _dispatch(self, entries: Sequence[tuple[bytes, list[bytes]]]) -> None:
         """Hands the frames of watched runs to the hub; the others are not even decoded."""
