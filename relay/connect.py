@@ -38,6 +38,17 @@ _REDIS = {
 }
 
 
+def bulk(word: str | bytes | int) -> bytes:
+    """A word of a command, as RESP writes it."""
+    data = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def command(*words: str | bytes | int) -> bytes:
+    """A command, as RESP writes it."""
+    return b"".join([b"*%d\r\n" % len(words), *map(bulk, words)])
+
+
 class Link:
     """One connection to Redis for one user at a time: every command is sent once, and answered or failed."""
 
@@ -56,13 +67,16 @@ class Link:
 
     async def command(self, *words: str | bytes | int) -> Any:
         """What the server answers. Where this raises anything but a ResponseError, call `drop`."""
-        await self._connection.send_command(*words)
+        return await self.send(command(*words))
+
+    async def send(self, packed: bytes) -> Any:
+        """What the server answers to a command that is packed already. Raises as `command` does."""
+        await self._connection.send_packed_command(packed)
         return await self._connection.read_response()
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
-        packed = self._connection.pack_commands(commands)
-        await self._connection.send_packed_command(packed)
+        await self._connection.send_packed_command(b"".join(command(*words) for words in commands))
         return [await self._answer() for _ in commands]
 
     async def _answer(self) -> Any:

@@ -38,9 +38,9 @@ end
 --
 -- KEYS  the shard log; the run logs; the keys of idempotency keys
 -- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
---       the caller knows to be taken, then for each group:
---         the index in KEYS of its idempotency key or 0, a digest of it, its number of events,
---         then for each event: the index in KEYS of its run log, run, kind, text
+--       the caller knows to be taken, the runs, then for each group:
+--         which idempotency key is its own or 0, a digest of it, its number of events,
+--         then for each event: which run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it
 -- answered then; with another digest it is not written and answers -1.
@@ -59,12 +59,12 @@ local function append(keys, args)
   local next_ordinal = math.max(clock, last + 1)
 
   local answers, writes, used = {}, {}, {}
-  local i = 4
+  local i = 4 + runs
   while i <= #args do
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal
     if once > 0 then
-      local key = keys[once]
+      local key = keys[1 + runs + once]
       local before = used[key] or redis.pcall('GET', key)
       if type(before) == 'table' then return before end
       if before then
@@ -80,7 +80,7 @@ local function append(keys, args)
       next_ordinal = next_ordinal + count
     end
     answers[#answers + 1] = first
-    i = i + 3 + 4 * count
+    i = i + 3 + 3 * count
   end
 
   local number = next_ordinal
@@ -88,11 +88,11 @@ local function append(keys, args)
   for w = 1, #writes, 2 do
     local a = writes[w]
     for _ = 1, writes[w + 1] do
-      local id = stream_id(number)
-      redis.call('XADD', log, id, 'r', args[a + 1], 'k', args[a + 2], 'e', args[a + 3])
-      redis.call('XADD', keys[tonumber(args[a])], id, 'r', args[a + 1], 'k', args[a + 2], 'e', args[a + 3])
+      local id, run = stream_id(number), tonumber(args[a])
+      redis.call('XADD', log, id, 'r', args[3 + run], 'k', args[a + 1], 'e', args[a + 2])
+      redis.call('XADD', keys[1 + run], id, 'r', args[3 + run], 'k', args[a + 1], 'e', args[a + 2])
       number = number + 1
-      a = a + 4
+      a = a + 3
     end
   end
   -- A run log expires only once all of it is archived (see settle), so news takes its expiry away.

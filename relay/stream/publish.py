@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import redis.exceptions
 
-from relay.connect import Link
+from relay.connect import Link, bulk, command
 from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError
 from relay.stream import functions
 from relay.stream.entry import NewEvent
@@ -25,6 +25,12 @@ CALL_EVENTS = 1000
 NO_LOG = "NOLOG"
 USED = -1
 
+_NO_KEY = bulk(0) + bulk(b"")
+
+
+Settled = Callable[[int | RelayError], None]
+"""Is told how an append went: the ordinal of the first event, or why it was not stored."""
+
 
 class Group(NamedTuple):
     """What one request wants written, whole or not at all."""
@@ -32,7 +38,7 @@ class Group(NamedTuple):
     events: Sequence[NewEvent]
     key: str | None
     arrived: float
-    first: asyncio.Future[int]
+    settled: Settled
 
 
 class Publisher:
@@ -72,6 +78,15 @@ class Publisher:
                 ids[index] = id
         return ids
 
+    def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
+        """Appends events of one shard, and tells how it went: `append` without a task that waits."""
+        self._lanes[shard_of_run(events[0].run_id, len(self._lanes))].submit(events, key, settled)
+
+    def spans_shards(self, events: Sequence[NewEvent]) -> bool:
+        """Whether the events are not all of one shard, and so not for `submit`."""
+        shards = len(self._lanes)
+        return shards > 1 and len({shard_of_run(event.run_id, shards) for event in events}) > 1
+
     async def open(self) -> None:
         """Makes sure that every shard has its log, above all ids given out before. Raises NotStored."""
         for lane in self._lanes:
@@ -105,14 +120,24 @@ class _Lane:
         self._highest = 0
 
     async def append(self, events: Sequence[NewEvent], key: str | None) -> list[int]:
-        first: asyncio.Future[int] = self._loop.create_future()
-        self._waiting.append(Group(events, key, self._loop.time(), first))
+        stored: asyncio.Future[int] = self._loop.create_future()
+
+        def settled(result: int | RelayError) -> None:
+            if stored.done():
+                return
+            if isinstance(result, RelayError):
+                stored.set_exception(result)
+            else:
+                stored.set_result(result)
+
+        self.submit(events, key, settled)
+        first = await stored
+        return [event_id(StreamId.from_ordinal(first + place), self._shard) for place in range(len(events))]
+
+    def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
+        self._waiting.append(Group(events, key, self._loop.time(), settled))
         if self._sender is None:
             self._sender = self._loop.create_task(self._send())
-        ordinal = await first
-        if ordinal == USED:
-            raise KeyReused
-        return [event_id(StreamId.from_ordinal(ordinal + place), self._shard) for place in range(len(events))]
 
     async def _send(self) -> None:
         """Sends what waits until nothing does."""
@@ -122,7 +147,7 @@ class _Lane:
                 groups = self._take()
                 try:
                     async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
-                        self._settle(groups, await self._append(groups))
+                        answers = await self._append(groups)
                 except TimeoutError:
                     # Those behind waited as long as those in the call, and the server did not answer.
                     _fail(groups, OutcomeUnknown())
@@ -130,6 +155,9 @@ class _Lane:
                     self._waiting = []
                 except RelayError as error:
                     _fail(groups, error)
+                else:
+                    self._settle(groups, answers)
+                groups = ()
         finally:
             self._sender = None
             _fail(groups, OutcomeUnknown())
@@ -139,8 +167,7 @@ class _Lane:
     def _settle(self, groups: Sequence[Group], answers: Sequence[int]) -> None:
         for group, first in zip(groups, answers, strict=True):
             self._highest = max(self._highest, first + len(group.events) - 1)
-            if not group.first.done():
-                group.first.set_result(first)
+            group.settled(KeyReused() if first == USED else first)
 
     def _take(self) -> list[Group]:
         taken, events = 0, 0
@@ -153,30 +180,51 @@ class _Lane:
         return groups
 
     async def _append(self, groups: Sequence[Group]) -> list[int]:
-        keys, args = self._arguments(groups)
+        command = self._command(groups)
         try:
-            return await self._call(functions.APPEND, keys, args)
+            return await self._call(command)
         except _NoLog:
             await self._open()
-            return await self._call(functions.APPEND, keys, args)
+            return await self._call(command)
 
-    def _arguments(self, groups: Sequence[Group]) -> tuple[list[str], list[str | bytes | int]]:
-        """KEYS and ARGV of the append function."""
+    def _command(self, groups: Sequence[Group]) -> bytes:
+        """The call of the append function, as it goes over the wire.
+
+        Packed here and not word by word by the driver: what names an event's run and kind is made once a
+        call, which leaves a look-up and a format for each event.
+        """
         runs: dict[str, int] = {}
-        for group in groups:
-            for event in group.events:
-                runs.setdefault(event.run_id, len(runs) + 2)
-        keys = [self._keys.log, *map(self._keys.run, runs)]
-        args: list[str | bytes | int] = [len(runs), self._remember_ms, self._highest]
+        names: dict[tuple[str, str], bytes] = {}
+        once: list[str] = []
+        words: list[bytes] = []
+        events = 0
         for group in groups:
             if group.key is None:
-                args += (0, b"", len(group.events))
+                words.append(_NO_KEY)
             else:
-                keys.append(self._keys.once(group.key))
-                args += (len(keys), _digest(group.events), len(group.events))
-            for event in group.events:
-                args += (runs[event.run_id], event.run_id, event.kind, event.text)
-        return keys, args
+                once.append(self._keys.once(group.key))
+                words.append(bulk(len(once)) + bulk(_digest(group.events)))
+            words.append(bulk(len(group.events)))
+            events += len(group.events)
+            for run_id, kind, text in group.events:
+                name = names.get((run_id, kind))
+                if name is None:
+                    place = runs.setdefault(run_id, len(runs) + 1)
+                    name = names[run_id, kind] = bulk(place) + bulk(kind)
+                words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
+        keys = [self._keys.log, *map(self._keys.run, runs), *once]
+        head: list[str | int] = [
+            "FCALL",
+            functions.APPEND,
+            len(keys),
+            *keys,
+            len(runs),
+            self._remember_ms,
+            self._highest,
+            *runs,
+        ]
+        count = len(head) + 3 * len(groups) + 3 * events
+        return b"".join([b"*%d\r\n" % count, *(bulk(word) for word in head), *words])
 
     async def open(self) -> None:
         try:
@@ -191,19 +239,21 @@ class _Lane:
             floor = max(ordinal_above(await self._floor()), self._highest)
         except DatabaseUnavailable as error:
             raise NotStored from error
-        await self._call(functions.OPEN, [self._keys.log], [GROUP, floor])
+        await self._call(command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
-    async def _call(self, function: str, keys: list[str], args: Sequence[str | bytes | int]) -> list[int]:
+    async def _call(self, call: bytes) -> list[int]:
         """One call. Where the library is missing it did not run, so it is loaded and called again."""
         await self._connect()
+        answer: list[int]
         try:
             try:
-                return await self._fcall(function, keys, args)
+                answer = await self._link.send(call)
             except redis.exceptions.ResponseError as error:
                 if functions.MISSING not in str(error):
                     raise
-            await self._link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
-            return await self._fcall(function, keys, args)
+                await self._link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
+                answer = await self._link.send(call)
+            return answer
         except redis.exceptions.BusyLoadingError as error:
             raise NotStored from error
         except redis.exceptions.ResponseError as error:
@@ -215,10 +265,6 @@ class _Lane:
         except asyncio.CancelledError:
             await self._link.drop()
             raise
-
-    async def _fcall(self, function: str, keys: list[str], args: Sequence[str | bytes | int]) -> list[int]:
-        answer: list[int] = await self._link.command("FCALL", function, len(keys), *keys, *args)
-        return answer
 
     async def _connect(self) -> None:
         try:
@@ -247,5 +293,4 @@ def _digest(events: Sequence[NewEvent]) -> str:
 
 def _fail(groups: Sequence[Group], error: RelayError) -> None:
     for group in groups:
-        if not group.first.done():
-            group.first.set_exception(error)
+        group.settled(error)

@@ -1,0 +1,166 @@
+"""The processes of a measurement, each on its cores: the stores, our web workers, and nginx with nchan."""
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg2
+import redis
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from benchmarks.load import WentWrong
+from benchmarks.nchan import Nchan, configuration, installed
+from benchmarks.ours import SECRET, TOKEN, Relay, relay
+from relay import embedded, migrate
+from relay.events.registry import TABLES
+from relay.processes import Part, running
+from relay.server import listen
+
+WEB, REST = "0", "1"
+"""The core of the web process under test, and that of the stores and the load."""
+
+
+class Lab:
+    """Valkey and PostgreSQL, and what is started beside them."""
+
+    def __init__(self, directory: Path, redis_url: str, database_url: str) -> None:
+        self.directory = directory
+        self.redis_url = redis_url
+        self.database_url = database_url
+        self._names = 0
+
+    def clear(self) -> None:
+        """Empties both stores, as nobody uses them."""
+        with self.redis() as client:
+            client.flushall()
+        with self.database() as connection, connection.cursor() as cursor:
+            for table in TABLES:
+                cursor.execute(f"TRUNCATE {table}")
+            cursor.execute("CHECKPOINT")
+
+    def runs(self, count: int) -> list[str]:
+        """Names of runs that were never used before."""
+        self._names += 1
+        return [f"run-{self._names}-{number}" for number in range(count)]
+
+    @contextlib.contextmanager
+    def redis(self) -> Iterator[Any]:
+        with contextlib.closing(redis.Redis.from_url(self.redis_url, protocol=2)) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[Connection]:
+        with contextlib.closing(psycopg2.connect(self.database_url)) as connection:
+            connection.autocommit = True
+            yield connection
+
+    @contextlib.contextmanager
+    def relay(self, *, cores: str = WEB, workers: int = 1) -> Iterator[tuple[Relay, psutil.Process]]:
+        """Our web service, and its (first) process."""
+        with listen("127.0.0.1", 0) as listener:
+            port: int = listener.getsockname()[1]
+            argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
+            argv += ["--workers", str(workers)]
+            part = self.pinned(
+                Part("web", argv, lambda: _ready(port), pass_fds=[listener.fileno()], env=self.environment()),
+                cores,
+            )
+            with running(part) as process:
+                yield relay(port), psutil.Process(process.pid)
+
+    @contextlib.contextmanager
+    def nchan(self, *, redis: bool) -> Iterator[tuple[Nchan, psutil.Process]]:
+        """nginx with nchan, in memory or through the same Valkey, and its worker process."""
+        with tempfile.TemporaryDirectory(dir=self.directory) as place, listen("127.0.0.1", 0) as probe:
+            port: int = probe.getsockname()[1]
+            probe.close()
+            config = Path(place) / "nginx.conf"
+            config.write_text(configuration(Path(place), port, self.redis_url if redis else None))
+            part = Part("nginx", [installed(), "-c", str(config)], lambda: _listens(port))
+            with running(self.pinned(part, WEB)) as process:
+                (worker,) = psutil.Process(process.pid).children()
+                yield (
+                    Nchan("nchan through Redis" if redis else "nchan in memory", port, b"\r\n\r\n", False),
+                    worker,
+                )
+
+    def pinned(self, part: Part, cores: str) -> Part:
+        """A part on these cores only, with its output in the lab's directory."""
+        return replace(
+            part, argv=["taskset", "-c", cores, *part.argv], log=self.directory / f"{part.name}.log"
+        )
+
+    def environment(self) -> dict[str, str]:
+        """What our processes need to know."""
+        return {
+            "REDIS_URL": self.redis_url,
+            "DATABASE_URL": self.database_url,
+            "TELEMETRY_WEBHOOK_TOKEN": TOKEN,
+            "RELAY_VIEWER_SECRET": SECRET,
+        }
+
+    def check_log(self, posted: int) -> None:
+        """Raises WentWrong unless the shard log holds so many events, each producer's in order."""
+        counted: dict[bytes, int] = defaultdict(int)
+        for run, mark in self._marks():
+            name, number = run + mark[:3], int(mark[3:12])
+            if number != counted[name]:
+                raise WentWrong(f"the log holds event {number} of a producer where {counted[name]} was next")
+            counted[name] += 1
+        if sum(counted.values()) != posted:
+            raise WentWrong(f"{posted} events were acknowledged, and the log holds {sum(counted.values())}")
+
+    def _marks(self) -> Iterator[tuple[bytes, bytes]]:
+        """(run, mark) of the entries of the shard log."""
+        start = b"-"
+        with self.redis() as client:
+            client.set_response_callback("XRANGE", lambda reply, **_: reply)
+            while page := client.execute_command("XRANGE", "relay:{0}:log", start, "+", "COUNT", 5000):
+                for _, (_, run, _, _, _, text) in page:
+                    place = text.index(b'"mark":"') + 8
+                    yield run, text[place : place + 28]
+                start = b"(" + page[-1][0]
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    """The stores, with the schema, for as long as the context lasts."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.sched_setaffinity(0, {int(REST)})
+    place = Path(tempfile.mkdtemp(prefix="rp-relay-bench-"))
+    place.chmod(0o755)
+    try:
+        valkey, redis_url = embedded.valkey(place / "valkey")
+        postgres, database_url = embedded.postgres(place / "postgres")
+        stores = Lab(place, redis_url, database_url)
+        with running(stores.pinned(valkey, REST)), running(stores.pinned(postgres, REST)):
+            migrate.upgrade(database_url)
+            yield stores
+    finally:
+        shutil.rmtree(place)
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _listens(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/", timeout=2).status_code == 204
+    except httpx.HTTPError:
+        return False
