@@ -6,19 +6,17 @@ a task that waits for it, and to hear when the server shuts down, since uvicorn 
 endless response for ever.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from relay.http.guard import GuardedProtocol
 
 EXTENSION = "relay.connection"
 
 
-class StreamingProtocol(HttpToolsProtocol):
+class StreamingProtocol(GuardedProtocol):
     """One connection. `on_lost` and `on_shutdown` are called at most once each, while they are set."""
 
-    transport: asyncio.Transport
     on_lost: Callable[[], None] | None = None
     on_shutdown: Callable[[], None] | None = None
 
@@ -31,6 +29,10 @@ class StreamingProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
+
+    def stalled(self) -> None:
+        if self.on_lost is None:  # a viewer's task sees to it by itself
+            super().stalled()
 
     def shutdown(self) -> None:
         super().shutdown()

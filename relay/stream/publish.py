@@ -14,7 +14,7 @@ from typing import NamedTuple
 import redis.exceptions
 
 from relay.connect import Link
-from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError
+from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError, RunQuota
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
@@ -24,6 +24,10 @@ CALL_EVENTS = 1000
 
 NO_LOG = "NOLOG"
 USED = -1
+FULL = -2
+
+UNBOUNDED = 1 << 53
+"""More runs than there can be."""
 
 
 class Group(NamedTuple):
@@ -50,14 +54,17 @@ class Publisher:
         shards: int,
         deadline_s: float,
         remember_ms: int,
+        live_runs: int = UNBOUNDED,
     ) -> None:
-        self._lanes = [_Lane(connect, floor, shard, deadline_s, remember_ms) for shard in range(shards)]
+        self._lanes = [
+            _Lane(connect, floor, shard, deadline_s, remember_ms, live_runs) for shard in range(shards)
+        ]
 
     async def append(self, events: Sequence[NewEvent], key: str | None = None) -> list[int]:
         """The ids of the events, in their order, once all are stored.
 
         With a key that was used for the same events before, these are the ids of then. Raises
-        KeyReused, NotStored, or OutcomeUnknown. Events of several shards are several atomic steps;
+        KeyReused, RunQuota, NotStored, or OutcomeUnknown. Events of several shards are several atomic steps;
         when a later one fails, a repeat with the same key completes the rest.
         """
         if len(self._lanes) == 1:
@@ -92,6 +99,7 @@ class _Lane:
         shard: int,
         deadline_s: float,
         remember_ms: int,
+        live_runs: int,
     ) -> None:
         self._link = connect()
         self._floor = floor
@@ -99,6 +107,7 @@ class _Lane:
         self._keys = ShardKeys(shard)
         self._deadline_s = deadline_s
         self._remember_ms = remember_ms
+        self._live_runs = live_runs
         self._waiting: list[Group] = []
         self._sender: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -112,6 +121,8 @@ class _Lane:
         ordinal = await first
         if ordinal == USED:
             raise KeyReused
+        if ordinal == FULL:
+            raise RunQuota
         return [event_id(StreamId.from_ordinal(ordinal + place), self._shard) for place in range(len(events))]
 
     async def _send(self) -> None:
@@ -167,7 +178,7 @@ class _Lane:
             for event in group.events:
                 runs.setdefault(event.run_id, len(runs) + 2)
         keys = [self._keys.log, *map(self._keys.run, runs)]
-        args: list[str | bytes | int] = [len(runs), self._remember_ms, self._highest]
+        args: list[str | bytes | int] = [len(runs), self._remember_ms, self._highest, self._live_runs]
         for group in groups:
             if group.key is None:
                 args += (0, b"", len(group.events))
@@ -176,6 +187,7 @@ class _Lane:
                 args += (len(keys), _digest(group.events), len(group.events))
             for event in group.events:
                 args += (runs[event.run_id], event.run_id, event.kind, event.text)
+        keys.append(self._keys.runs)
         return keys, args
 
     async def open(self) -> None:
