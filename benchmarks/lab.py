@@ -1,7 +1,6 @@
 """The processes of a measurement, each on its cores: the stores, our web workers, and nginx with nchan."""
 
 import contextlib
-import json
 import os
 import resource
 import shutil

@@ -57,8 +57,8 @@ def configuration(place: Path, port: int, redis_url: str | None) -> str:
         events {{ worker_connections 20000; }}
         http {{
             access_log off;
-            client_body_temp_path {place}/body; proxy_temp_path {place}/proxy; fastcgi_temp_path {place}/fastcgi;
-            uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;
+            client_body_temp_path {place}/body; proxy_temp_path {place}/proxy;
+            fastcgi_temp_path {place}/fastcgi; uwsgi_temp_path {place}/uwsgi; scgi_temp_path {place}/scgi;
             keepalive_requests 1000000000;
             client_body_buffer_size 64k;
             nchan_shared_memory_size 1024m;

@@ -26,6 +26,8 @@ from relay.http.access import Access
 from relay.http.asgi import HandOff
 from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
+from relay.http.guard import STATE, Guard
+from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
@@ -48,6 +50,7 @@ class Services:
     history: History
     ownership: Ownership
     shards: list[Shard]
+    guard: Guard
 
 
 @contextlib.asynccontextmanager
@@ -66,6 +69,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             shards=settings.shards,
             deadline_s=settings.append_deadline_s,
             remember_ms=int(settings.idempotency_hours * 3_600_000),
+            live_runs=settings.live_runs,
         )
         stack.push_async_callback(publisher.close)
         shards = []
@@ -75,6 +79,8 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             shards.append(Shard(hub, tailer))
             for work in (tailer.run(), hub.keep_alive(settings.keep_alive_s)):
                 stack.push_async_callback(_stop, asyncio.create_task(work))
+        guard = Guard(settings)
+        stack.push_async_callback(_stop, asyncio.create_task(guard.sweep()))
         try:
             await publisher.open()
         except NotStored:
@@ -87,6 +93,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             history,
             Ownership(database, link, shards=settings.shards, cache_s=settings.access_cache_s),
             shards,
+            guard,
         )
 
 
@@ -105,17 +112,26 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         return services[0]
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Guard]]:
         async with running(settings) as started:
             services.append(started)
-            yield
+            yield {STATE: started.guard}
             services.clear()
 
-    app = FastAPI(title="rp-relay", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="rp-relay",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.api_docs else None,
+        redoc_url=None,
+    )
     access = Access(settings, lambda: now().ownership)
-    hooks = webhooks.webhooks(settings, lambda: now().publisher)
-    live = RunStream(settings, access, lambda: now().replay, lambda: now().shards)
-    app.include_router(webhooks.router(settings, hooks, lambda: now().ownership))
+    writers = webhooks.Writers(settings)
+    hooks = webhooks.webhooks(settings, writers, lambda: now().publisher)
+    seats = Seats(settings)
+    live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
+    app.include_router(webhooks.router(settings, writers, hooks, lambda: now().ownership))
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))
 
@@ -134,7 +150,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     ) -> Response:
         return HandOff(live)
 
-    conversation = ConversationStream(settings, access, lambda: now().replay, lambda: now().shards)
+    conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
 
     @app.api_route(
         "/conversations/{conversation_id}/events",

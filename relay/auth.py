@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -116,11 +117,16 @@ def check_writer(expected: SecretStr | None, authorization: bytes | None) -> Non
         raise Misconfigured("The server has no TELEMETRY_WEBHOOK_TOKEN configured, so it accepts no events.")
     scheme, _, token = (authorization or b"").partition(b" ")
     presented = sha256(token.strip()).digest()
-    wanted = sha256(expected.get_secret_value().encode()).digest()
+    wanted = _digest(expected.get_secret_value())
     if scheme.lower() != b"bearer" or not hmac.compare_digest(presented, wanted):
         raise Unauthenticated(
             "The webhook token is missing or wrong; send it as 'Authorization: Bearer <token>'."
         )
+
+
+@lru_cache(maxsize=8)
+def _digest(token: str) -> bytes:
+    return sha256(token.encode()).digest()
 
 
 def viewer(secret: SecretStr | None, token: str | None) -> int:

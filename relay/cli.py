@@ -161,7 +161,7 @@ def _everything(
     data_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor()
     try:
-        env = _secrets(data_dir)
+        env = {"RELAY_API_DOCS": os.environ.get("RELAY_API_DOCS", "true"), **_secrets(data_dir)}
         if "REDIS_URL" not in os.environ:
             part, env["REDIS_URL"] = embedded.valkey(data_dir / "valkey")
             supervisor.add(part)

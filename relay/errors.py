@@ -7,6 +7,8 @@
     │   ├── BatchTooLong         more events than one call may carry
     │   ├── BodyTooLarge
     │   ├── BodyTimeout          the body did not arrive in time
+    │   ├── HeadTooLarge         more headers, or longer ones, than a request may have
+    │   ├── HeadTimeout          the headers did not arrive in time
     │   ├── UnsupportedMediaType
     │   ├── MalformedPosition    a `Last-Event-ID` that no relay ever sent
     │   └── BadRequest           any other malformed part of a request
@@ -17,6 +19,10 @@
     │   ├── Conflict             another owner has it
     │   ├── KeyReused            an idempotency key came back with another payload
     │   └── NotAcceptable
+    ├── TooMany                  a limit is reached; try the same again later
+    │   ├── RateLimited          requests in a second
+    │   ├── RunQuota             runs that have a log at the same time
+    │   └── TooManyViewers       streams at the same time
     ├── Unavailable              try the same again later
     │   ├── NotStored            certainly not stored
     │   ├── OutcomeUnknown       may have been stored; retry with the same idempotency key
@@ -43,6 +49,8 @@ class RelayError(Exception):
     """Something went wrong that has a name."""
 
     default: ClassVar[str] = "The request failed."
+    retry_after_s: ClassVar[int | None] = None
+    """When the same may succeed, where it may at all."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.default)
@@ -74,6 +82,14 @@ class BodyTooLarge(Invalid):
 
 class BodyTimeout(Invalid):
     default = "The body did not arrive in time; send it without pauses."
+
+
+class HeadTooLarge(Invalid):
+    pass
+
+
+class HeadTimeout(Invalid):
+    default = "The headers did not arrive in time; send them without pauses."
 
 
 class UnsupportedMediaType(Invalid):
@@ -116,8 +132,31 @@ class NotAcceptable(Refused):
     default = "This endpoint answers text/event-stream; accept that type."
 
 
+class TooMany(RelayError):
+    default = "A limit is reached; try again later."
+    retry_after_s = 1
+
+
+class RateLimited(TooMany):
+    default = "This token sends more requests in a second than it may; send events in batches, or slower."
+
+
+class RunQuota(TooMany):
+    default = (
+        "As many runs have a log as this token may have at the same time, so none was stored of a new one; "
+        "it can be once older runs have expired."
+    )
+    retry_after_s = 60
+
+
+class TooManyViewers(TooMany):
+    default = "As many streams are open as may be at the same time; close one, or connect again later."
+    retry_after_s = 10
+
+
 class Unavailable(RelayError):
     default = "The service is not available; try again later."
+    retry_after_s = 1
 
 
 class NotStored(Unavailable):

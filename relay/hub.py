@@ -29,10 +29,8 @@ class Sink(Protocol):
 
     chunked: bool
 
-    def write(self, data: bytes) -> None: ...
-
-    def pending(self) -> int:
-        """Bytes written and not yet taken by the client's side."""
+    def write(self, data: bytes) -> int:
+        """Answers how many bytes the client's side has not taken yet, of this and of what came before."""
         ...
 
 
@@ -41,6 +39,9 @@ class State(Enum):
     HELD = "held, and nobody is writing"
     LIVE = "written to by the hub"
     OVER = "nothing more is written"
+
+
+_LIVE = State.LIVE
 
 
 class Wake(IntEnum):
@@ -57,9 +58,10 @@ class Burst:
     """Consecutive frames of one run that go out in one write, encoded once for each way of writing.
 
     What comes after the end of the run is in `whole`, but not in `frames`, which viewers of the run get.
+    `wire` has the bytes in each mode that somebody needed; see `encode`.
     """
 
-    __slots__ = ("_wire", "ends", "first", "frames", "last", "whole")
+    __slots__ = ("ends", "first", "frames", "last", "whole", "wire")
 
     def __init__(self, whole: Sequence[Frame]) -> None:
         end = next((place for place, frame in enumerate(whole, 1) if frame.last), None)
@@ -68,14 +70,12 @@ class Burst:
         self.first = whole[0].id
         self.last = self.frames[-1].id
         self.ends = end is not None
-        self._wire: list[bytes | None] = [None] * (2 * len(Framing))
+        self.wire: list[bytes | None] = [None] * (2 * len(Framing))
 
-    def wire(self, framing: Framing, chunked: bool) -> bytes:
-        mode = 2 * framing + chunked
-        data = self._wire[mode]
-        if data is None:
-            data = b"".join(frame.block(framing) for frame in self.frames)
-            data = self._wire[mode] = chunk(data) if chunked else data
+    def encode(self, mode: int) -> bytes:
+        """The frames as bytes. The mode is twice the framing, and one more where they are to be chunked."""
+        data = b"".join(frame.block(Framing(mode // 2)) for frame in self.frames)
+        data = self.wire[mode] = chunk(data) if mode % 2 else data
         return data
 
     def after(self, position: int) -> "Burst | None":
@@ -98,6 +98,8 @@ class Viewer:
     __slots__ = (
         "_awake",
         "_buffer_limit",
+        "_mode",
+        "_put",
         "_why",
         "backlog",
         "framing",
@@ -114,6 +116,8 @@ class Viewer:
         self.state = State.REPLAYING
         self.backlog: list[Burst] = []
         self.missed = False
+        self._mode = 2 * framing + sink.chunked
+        self._put = sink.write
         self._buffer_limit = buffer_limit
         self._awake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._why: Wake | None = None
@@ -137,9 +141,12 @@ class Viewer:
         return self._why is not None and self._why >= Wake.LEAVE
 
     def deliver(self, burst: Burst) -> None:
-        """News of its run."""
-        if self.state is State.LIVE:
-            self._write(burst)
+        """News of its run. This is what an event costs for each of its viewers."""
+        if self.state is _LIVE:
+            if burst.first > self.position:
+                self._write(burst)
+            elif (rest := burst.after(self.position)) is not None:
+                self._write(rest)
         elif self.state is not State.OVER and not self.missed:
             self.backlog.append(burst)
             if len(self.backlog) > BACKLOG:
@@ -177,18 +184,12 @@ class Viewer:
         self.backlog.clear()
 
     def _write(self, burst: Burst) -> None:
-        if burst.first <= self.position:
-            rest = burst.after(self.position)
-            if rest is None:
-                return
-            burst = rest
-        sink = self.sink
-        sink.write(burst.wire(self.framing, sink.chunked))
         self.position = burst.last
+        unread = self._put(burst.wire[self._mode] or burst.encode(self._mode))
         if burst.ends:
             self.state = State.OVER
             self.wake(Wake.ENDED)
-        elif sink.pending() > self._buffer_limit:
+        elif unread > self._buffer_limit:
             self.hold(Wake.SLOW)
 
 
@@ -217,10 +218,8 @@ class Follower(Viewer):
             return
         news, self._news = self._news, []
         data = b"".join(self.blocks(sorted(news, key=lambda frame: frame.id)))
-        if data:
-            self.sink.write(chunk(data) if self.sink.chunked else data)
-            if self.sink.pending() > self._buffer_limit:
-                self.hold(Wake.SLOW)
+        if data and self._put(chunk(data) if self.sink.chunked else data) > self._buffer_limit:
+            self.hold(Wake.SLOW)
 
     def blocks(self, frames: Iterable[Frame]) -> Iterator[bytes]:
         """The blocks of frames that it does not have yet. Moves its position."""

@@ -32,6 +32,7 @@ def serve(listener: socket.socket, workers: int) -> None:
         loop="uvloop",
         workers=workers,
         access_log=False,
+        proxy_headers=False,  # nobody asks who the client is
         server_header=False,
         date_header=False,
         lifespan="on",

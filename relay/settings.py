@@ -71,6 +71,50 @@ class Settings(StoreSettings):
     body_timeout_s: float = Field(
         10, gt=0, description="How long a sender may take over a body, so that slow ones do not pile up."
     )
+    header_timeout_s: float = Field(
+        10,
+        gt=0,
+        description="How long a client may take over a request's headers, and over connecting without a "
+        "request: a connection that says nothing costs as much as one that does.",
+    )
+    header_bytes: int = Field(
+        32 * 1024,
+        gt=0,
+        description="The largest head of a request, its line and headers together: room for the cookies of "
+        "a page, not for a memory full of them.",
+    )
+    header_count: int = Field(
+        100, gt=0, description="Headers of one request: browsers behind proxies send about thirty."
+    )
+    requests_per_s: float = Field(
+        0,
+        ge=0,
+        description="Requests that one webhook token may make in a second at one worker, with bursts of "
+        "as many; 0 is no limit, since a pipeline that is refused for its speed loses time, and a "
+        "full log refuses by itself.",
+    )
+    live_runs: int = Field(
+        20_000,
+        gt=0,
+        description="Runs of one shard that may have a log in Redis at the same time: each takes about 5 kB "
+        "for its first event, so a flood of made-up run ids ends at about 100 MB.",
+    )
+    viewers_per_user: int = Field(
+        2_000,
+        gt=0,
+        description="Streams that one user may have open at one worker, so that nobody takes all places.",
+    )
+    viewers_per_worker: int = Field(
+        10_000,
+        gt=0,
+        description="Streams open at one worker: each takes about 20 kB and a file. What the limit of open "
+        "files leaves counts where it is less.",
+    )
+    api_docs: bool = Field(
+        False,
+        description="Whether /openapi.json and /docs are served: for developers, so `relay up` turns it on; "
+        "in production an inventory of all paths is nobody's business.",
+    )
     append_deadline_s: float = Field(
         2.8,
         gt=0,

@@ -40,7 +40,7 @@ class Access:
         return await self._ownership().runs(user_id, conversation)
 
     def _caller(self, scope: Scope, conversation_id: str | int) -> tuple[int, int]:
-        """The conversation that is asked for, and the user who asks."""
+        """The conversation that is asked for, and the user who asks, whom the scope then names."""
         if not _INTEGER.fullmatch(str(conversation_id)):
             found = {
                 "loc": ["path", "conversation_id"],
@@ -50,7 +50,8 @@ class Access:
             raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
         if int(conversation_id) <= 0:
             raise BadRequest("conversation_id must be positive")
-        return int(conversation_id), auth.viewer(self._settings.viewer_secret, _token(scope))
+        user_id = scope["user"] = auth.viewer(self._settings.viewer_secret, _token(scope))
+        return int(conversation_id), user_id
 
 
 def _token(scope: Scope) -> str | None:

@@ -1,6 +1,7 @@
 """The few things that an ASGI application needs, for the paths that skip the framework."""
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -10,6 +11,8 @@ from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
+
+Headers = Mapping[bytes, bytes]
 
 PIECE_BYTES = 256 * 1024
 """Of a long answer, what is held in memory at a time."""
@@ -35,16 +38,21 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def check_media_type(scope: Scope, *accepted: bytes) -> bytes:
+def first_headers(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """The first header of each (lower-case) name."""
+    return dict(reversed(headers))
+
+
+def check_media_type(headers: Headers, *accepted: bytes) -> bytes:
     """The content type, one of `accepted`. Raises UnsupportedMediaType."""
-    declared = header(scope, b"content-type") or b""
+    declared = headers.get(b"content-type", b"")
     media_type, _, parameters = declared.partition(b";")
     media_type = media_type.strip().lower()
     charset = parameters.strip().lower().replace(b'"', b"")
     if media_type not in accepted or charset not in (b"", b"charset=utf-8"):
         wanted = " or ".join(kind.decode() for kind in accepted)
         raise UnsupportedMediaType(f"Send the body as {wanted}, in UTF-8.")
-    if (header(scope, b"content-encoding") or b"identity").lower() != b"identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Send the body without a content encoding.")
     return media_type
 

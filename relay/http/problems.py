@@ -26,6 +26,8 @@ _TABLE: Mapping[type[errors.RelayError], tuple[int, str]] = {
     errors.BatchTooLong: (413, "batch-too-long"),
     errors.BodyTooLarge: (413, "body-too-large"),
     errors.BodyTimeout: (408, "body-timeout"),
+    errors.HeadTooLarge: (431, "headers-too-large"),
+    errors.HeadTimeout: (408, "headers-timeout"),
     errors.UnsupportedMediaType: (415, "unsupported-media-type"),
     errors.MalformedPosition: (400, "malformed-last-event-id"),
     errors.BadRequest: (400, "bad-request"),
@@ -35,6 +37,10 @@ _TABLE: Mapping[type[errors.RelayError], tuple[int, str]] = {
     errors.Conflict: (409, "conflict"),
     errors.KeyReused: (409, "idempotency-key-reused"),
     errors.NotAcceptable: (406, "not-acceptable"),
+    errors.RateLimited: (429, "rate-limited"),
+    errors.RunQuota: (429, "run-quota"),
+    errors.TooManyViewers: (429, "too-many-viewers"),
+    errors.TooMany: (429, "too-many"),
     errors.NotStored: (503, "not-stored"),
     errors.OutcomeUnknown: (503, "outcome-unknown"),
     errors.DatabaseUnavailable: (503, "archive-unavailable"),
@@ -47,7 +53,7 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"www-authenticate": "Bearer", "connection": "close"},
     408: {"connection": "close"},
     413: {"connection": "close"},
-    503: {"retry-after": "1"},
+    431: {"connection": "close"},
 }
 """A body that was not read has to be cut off, or it would be taken for the next request."""
 
@@ -56,7 +62,8 @@ def problem(error: errors.RelayError) -> Response:
     """The answer to an error."""
     status, slug = next(_TABLE[cls] for cls in type(error).__mro__ if cls in _TABLE)
     details = error.errors if isinstance(error, errors.InvalidEvent) else None
-    return _response(status, slug, str(error), details)
+    headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else None
+    return _response(status, slug, str(error), details, headers)
 
 
 def _response(

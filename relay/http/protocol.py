@@ -6,31 +6,32 @@ a task that waits for it, and to hear when the server shuts down, since uvicorn 
 endless response for ever.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from relay.http.guard import GuardedProtocol
 
 EXTENSION = "relay.connection"
 
 
-class StreamingProtocol(HttpToolsProtocol):
+class StreamingProtocol(GuardedProtocol):
     """One connection. `on_lost` and `on_shutdown` are called at most once each, while they are set."""
 
-    transport: asyncio.Transport
     on_lost: Callable[[], None] | None = None
     on_shutdown: Callable[[], None] | None = None
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
+    def begin(self, scope: dict[str, Any]) -> None:
+        super().begin(scope)
         scope["extensions"] = {EXTENSION: self}
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.on_lost is not None:
             self.on_lost()
+
+    def stalled(self) -> None:
+        if self.on_lost is None:  # a viewer's task sees to it by itself
+            super().stalled()
 
     def shutdown(self) -> None:
         super().shutdown()

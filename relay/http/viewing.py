@@ -12,10 +12,11 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from relay.auth import Run
-from relay.errors import NotAcceptable, RelayError, Unavailable
+from relay.errors import NotAcceptable, RelayError, TooManyViewers, Unavailable
 from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES, header
 from relay.http.problems import problem
+from relay.http.seats import Seats
 from relay.http.wire import Wire, wire_for
 from relay.hub import Hub, State, Viewer, Wake
 from relay.settings import Settings
@@ -170,11 +171,13 @@ class LiveEndpoint(ABC):
         self,
         settings: Settings,
         access: Access,
+        seats: Seats,
         replay: Callable[[], Replay],
         shards: Callable[[], list[Shard]],
     ) -> None:
         self.settings = settings
         self.access = access
+        self.seats = seats
         self.replay = replay
         self.shards = shards
 
@@ -193,8 +196,11 @@ class LiveEndpoint(ABC):
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             await send({"type": "http.response.body"})
             return
-        with watching(wire_for(scope, receive, send), send) as viewing:
-            await viewing.serve(scope, receive)
+        try:
+            with self.seats.taken(scope["user"]), watching(wire_for(scope, receive, send), send) as viewing:
+                await viewing.serve(scope, receive)
+        except TooManyViewers as error:
+            await problem(error)(scope, receive, send)
 
 
 def _retry_ms() -> int:

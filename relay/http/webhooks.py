@@ -28,8 +28,10 @@ from relay.events.intake import (
     parse_lines,
 )
 from relay.events.registry import REGISTRY
-from relay.http.asgi import JSON, NDJSON, HandOff, check_media_type, header, read_body
+from relay.http.asgi import JSON, NDJSON, HandOff, Headers, check_media_type, first_headers, read_body
 from relay.http.problems import MEDIA_TYPE, problem
+from relay.http.rate import Rate
+from relay.http.shortcut import Answer
 from relay.settings import Settings
 from relay.stream.entry import NewEvent
 from relay.stream.keys import RUN_ID
@@ -48,18 +50,37 @@ Parse = Callable[[bytes, bytes, str | None], Sequence[NewEvent]]
 """(media type, body, the run that the path names) to events."""
 
 
+class Writers:
+    """Lets pipelines in, as fast as their token may be."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._token = settings.webhook_token
+        self._rate = Rate(settings.requests_per_s) if settings.requests_per_s else None
+
+    def check(self, headers: Headers) -> None:
+        """Raises Misconfigured or Unauthenticated."""
+        auth.check_writer(self._token, headers.get(b"authorization"))
+
+    def take(self) -> None:
+        """Lets one more request through. Raises RateLimited."""
+        if self._rate is not None:
+            self._rate.take()
+
+
 class Webhook:
     """One webhook: an ASGI application that stores the events of a body."""
 
     def __init__(
         self,
         settings: Settings,
+        writers: Writers,
         publisher: Callable[[], Publisher],
         parse: Parse,
         *media_types: bytes,
         limit: int,
     ) -> None:
         self._settings = settings
+        self._writers = writers
         self._publisher = publisher
         self._parse = parse
         self._media_types = media_types
@@ -68,9 +89,11 @@ class Webhook:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         run_id = scope.get("path_params", {}).get("run_id")
         try:
-            auth.check_writer(self._settings.webhook_token, header(scope, b"authorization"))
-            media_type = check_media_type(scope, *self._media_types)
-            key = _idempotency_key(scope)
+            headers = first_headers(scope["headers"])
+            self._writers.check(headers)
+            self._writers.take()
+            media_type = check_media_type(headers, *self._media_types)
+            key = _idempotency_key(headers)
             body = await read_body(scope, receive, self._limit, self._settings.body_timeout_s)
             await self._publisher().append(self._parse(media_type, body, run_id), key)
         except RelayError as error:
@@ -81,9 +104,31 @@ class Webhook:
             await send(_START)
             await send(_BODY)
 
+    def shortcut(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, answer: Answer) -> bool:
+        """The same for a request that is there as a whole, where nothing is wrong with it. False: something
+        is, and nothing was done; the ordinary way finds it again and says what."""
+        try:
+            named = first_headers(headers)
+            self._writers.check(named)
+            media_type = check_media_type(named, *self._media_types)
+            key = _idempotency_key(named)
+            if len(body) > self._limit:
+                return False
+            events = self._parse(media_type, body, None)
+            publisher = self._publisher()
+            if publisher.spans_shards(events):
+                return False
+            self._writers.take()
+        except RelayError:
+            return False
+        publisher.submit(
+            events, key, lambda stored: answer(problem(stored) if isinstance(stored, RelayError) else None)
+        )
+        return True
 
-def _idempotency_key(scope: Scope) -> str | None:
-    key = header(scope, b"idempotency-key")
+
+def _idempotency_key(headers: Headers) -> str | None:
+    key = headers.get(b"idempotency-key")
     if key is None:
         return None
     if not _KEY.fullmatch(key):
@@ -100,20 +145,23 @@ class RunClaim(BaseModel):
     user_id: Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
-def webhooks(settings: Settings, publisher: Callable[[], Publisher]) -> Mapping[str, ASGIApp]:
+def webhooks(
+    settings: Settings, writers: Writers, publisher: Callable[[], Publisher]
+) -> Mapping[str, Webhook]:
     """The webhook at each path. Every kind has two: one takes the run from the body, one from the path."""
 
     def of_kind(kind: type[Kind]) -> Webhook:
         def parse_one(media_type: bytes, body: bytes, run_id: str | None) -> Sequence[NewEvent]:
             return (parse_event(kind, body, run_id),)
 
-        return Webhook(settings, publisher, parse_one, JSON, limit=settings.event_bytes)
+        return Webhook(settings, writers, publisher, parse_one, JSON, limit=settings.event_bytes)
 
     def parse_many(media_type: bytes, body: bytes, run_id: str | None) -> Sequence[NewEvent]:
         parse_all = parse_lines if media_type == NDJSON else parse_batch
         return parse_all(body, settings.batch_events, settings.event_bytes)
 
-    batch = Webhook(settings, publisher, parse_many, JSON, NDJSON, limit=settings.batch_bytes)
+    limit = settings.batch_bytes
+    batch = Webhook(settings, writers, publisher, parse_many, JSON, NDJSON, limit=limit)
     single = {kind: of_kind(kind) for kind in REGISTRY.values()}
     return {
         **{PREFIX + kind.path: app for kind, app in single.items()},
@@ -122,12 +170,15 @@ def webhooks(settings: Settings, publisher: Callable[[], Publisher]) -> Mapping[
     }
 
 
-def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[[], Ownership]) -> APIRouter:
+def router(
+    settings: Settings, writers: Writers, apps: Mapping[str, ASGIApp], ownership: Callable[[], Ownership]
+) -> APIRouter:
     """The routes of the pipeline's side."""
     routes = APIRouter(tags=["pipeline"])
 
     async def check_writer(request: Request) -> None:
-        auth.check_writer(settings.webhook_token, header(request.scope, b"authorization"))
+        writers.check(first_headers(request.scope["headers"]))
+        writers.take()
 
     schemas: dict[str, Any] = {BATCH_PATH: BATCH.json_schema()}
     for name, kind in REGISTRY.items():
@@ -169,7 +220,7 @@ def router(settings: Settings, apps: Mapping[str, ASGIApp], ownership: Callable[
         return Response(status_code=204)
 
     async def _body(request: Request) -> bytes:
-        check_media_type(request.scope, JSON)
+        check_media_type(first_headers(request.scope["headers"]), JSON)
         return await read_body(request.scope, request.receive, settings.event_bytes, settings.body_timeout_s)
 
     return routes
@@ -196,6 +247,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large",
         415: "The body has another type",
         422: "The body does not have the right form",
+        429: "A limit is reached: send it again later, after Retry-After",
         500: "The server has no token configured",
         503: "Not stored, or the outcome is unknown: send it again",
     }.items()

@@ -6,6 +6,10 @@
 
 local SEQUENCES = 256
 
+-- How often to look whether a run log still exists, and how many to look at in one step: some 2 ms.
+local LOOK_AGAIN_MS = 60000
+local LOOKS = 1000
+
 local function ordinal(id)
   local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms) * SEQUENCES + tonumber(sequence)
@@ -34,47 +38,131 @@ local function top(log)
   return ordinal(field(info, 'last-generated-id'))
 end
 
+-- How many more run logs there may be.
+--
+-- A run log expires by itself, and nobody is told. So where the set of them is full, those are looked
+-- at whose time to look has come; as they are looked at no sooner than they can have expired, this
+-- costs little however often it is asked for. (They share the hash tag of the keys that are declared.)
+local function room(known, quota, now_ms)
+  local count = redis.pcall('ZCARD', known)
+  if type(count) == 'table' then return nil, count end
+  if count < quota then return quota - count end
+  local due = redis.call('ZRANGEBYSCORE', known, '-inf', now_ms, 'LIMIT', 0, LOOKS)
+  for i = 1, #due do
+    local left = redis.call('PTTL', due[i])
+    if left == -2 then
+      redis.call('ZREM', known, due[i])
+      count = count - 1
+    else
+      redis.call('ZADD', known, now_ms + math.max(left, LOOK_AGAIN_MS), due[i])
+    end
+  end
+  return quota - count
+end
+
+-- Which runs the events of a group would be the first ones of.
+local function unopened(fresh, args, a, count)
+  local found, seen = {}, {}
+  for _ = 1, count do
+    local run = tonumber(args[a])
+    if fresh[run] and not seen[run] then
+      seen[run] = true
+      found[#found + 1] = run
+    end
+    a = a + 3
+  end
+  return found
+end
+
+-- The highest ordinal of these run logs, not below `last`; and which of them do not exist yet, or nil
+-- where all do.
+local function tips(keys, runs, last)
+  local fresh
+  for run = 1, runs do
+    local tip = redis.pcall('XREVRANGE', keys[1 + run], '+', '-', 'COUNT', 1)
+    if tip.err then return nil, nil, tip end
+    if tip[1] then
+      last = math.max(last, ordinal(tip[1][1]))
+    else
+      fresh = fresh or {}
+      fresh[run] = true
+    end
+  end
+  return last, fresh
+end
+
+-- Writes a group, whose first event is described from args[a] on. The part of its ids that is the same for
+-- many, the millisecond, is put into words once.
+local function write(keys, args, a, count, number)
+  local call, log = redis.call, keys[1]
+  local sequence, prefix = SEQUENCES, nil
+  for n = number, number + count - 1 do
+    sequence = sequence + 1
+    if sequence >= SEQUENCES then
+      sequence = n % SEQUENCES
+      prefix = string.format('%.0f-', (n - sequence) / SEQUENCES)
+    end
+    local id, run = prefix .. sequence, tonumber(args[a])
+    local name, kind, text = args[4 + run], args[a + 1], args[a + 2]
+    call('XADD', log, id, 'r', name, 'k', kind, 'e', text)
+    call('XADD', keys[1 + run], id, 'r', name, 'k', kind, 'e', text)
+    a = a + 3
+  end
+end
+
 -- Appends groups of events, each group whole and in order, to the shard log and the run logs.
 --
--- KEYS  the shard log; the run logs; the keys of idempotency keys
+-- KEYS  the shard log; the run logs; the keys of idempotency keys; the set of run logs that there are
 -- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
---       the caller knows to be taken, the runs, then for each group:
+--       the caller knows to be taken, how many run logs there may be, the runs, then for each group:
 --         which idempotency key is its own or 0, a digest of it, its number of events,
 --         then for each event: which run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it
--- answered then; with another digest it is not written and answers -1.
+-- answered then; with another digest it is not written and answers -1. A group with new runs for
+-- which there is no more room is not written and answers -2.
 local function append(keys, args)
   local log, runs, remember = keys[1], tonumber(args[1]), args[2]
+  local fresh
   local last, problem = top(log)
   if problem then return problem end
-  last = math.max(last, tonumber(args[3]))
-  for i = 2, runs + 1 do
-    local tip = redis.pcall('XREVRANGE', keys[i], '+', '-', 'COUNT', 1)
-    if tip.err then return tip end
-    if tip[1] then last = math.max(last, ordinal(tip[1][1])) end
-  end
+  last, fresh, problem = tips(keys, runs, math.max(last, tonumber(args[3])))
+  if problem then return problem end
   local now = redis.call('TIME')
-  local clock = (tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)) * SEQUENCES
-  local next_ordinal = math.max(clock, last + 1)
+  local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+  local next_ordinal = math.max(now_ms * SEQUENCES, last + 1)
+  local known, places = keys[#keys], nil
+  if fresh then
+    places, problem = room(known, tonumber(args[4]), now_ms)
+    if problem then return problem end
+  end
 
-  local answers, writes, used = {}, {}, {}
-  local i = 4 + runs
+  local answers, writes, used, opened = {}, {}, {}, {}
+  local i = 5 + runs
   while i <= #args do
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal
+    local key, new
     if once > 0 then
-      local key = keys[1 + runs + once]
+      key = keys[1 + runs + once]
       local before = used[key] or redis.pcall('GET', key)
       if type(before) == 'table' then return before end
       if before then
         local same, number = string.match(before, '^(.*):(%d+)$')
         first = same == digest and tonumber(number) or -1
-      else
-        used[key] = digest .. ':' .. string.format('%.0f', first)
       end
     end
+    if fresh and first == next_ordinal then
+      new = unopened(fresh, args, i + 3, count)
+      if #new > places then first = -2 end
+    end
     if first == next_ordinal then
+      if key then used[key] = digest .. ':' .. string.format('%.0f', first) end
+      for n = 1, new and #new or 0 do
+        fresh[new[n]] = nil
+        places = places - 1
+        opened[#opened + 1] = keys[1 + new[n]]
+      end
       writes[#writes + 1] = i + 3
       writes[#writes + 1] = count
       next_ordinal = next_ordinal + count
@@ -86,18 +174,13 @@ local function append(keys, args)
   local number = next_ordinal
   for w = 2, #writes, 2 do number = number - writes[w] end
   for w = 1, #writes, 2 do
-    local a = writes[w]
-    for _ = 1, writes[w + 1] do
-      local id, run = stream_id(number), tonumber(args[a])
-      redis.call('XADD', log, id, 'r', args[3 + run], 'k', args[a + 1], 'e', args[a + 2])
-      redis.call('XADD', keys[1 + run], id, 'r', args[3 + run], 'k', args[a + 1], 'e', args[a + 2])
-      number = number + 1
-      a = a + 3
-    end
+    write(keys, args, writes[w], writes[w + 1], number)
+    number = number + writes[w + 1]
   end
   -- A run log expires only once all of it is archived (see settle), so news takes its expiry away.
   for r = 2, runs + 1 do redis.call('PERSIST', keys[r]) end
   for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
+  for n = 1, #opened do redis.call('ZADD', known, now_ms + LOOK_AGAIN_MS, opened[n]) end
   return answers
 end
 

@@ -101,6 +101,8 @@ class ShardKeys:
         self._prefix = f"relay:{{{shard}}}:"
         self.log = self._prefix + "log"
         self.dead_letters = self._prefix + "dead"
+        self.runs = self._prefix + "runs"
+        """The run logs that there are, by when to look whether they still exist."""
 
     def run(self, run_id: str) -> str:
         """The run log."""

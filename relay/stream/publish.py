@@ -6,7 +6,7 @@ reply does not say whether it ran; whoever sends again does so with an idempoten
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import redis.exceptions
 
 from relay.connect import Link, bulk, command
-from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError
+from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError, RunQuota
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
@@ -22,8 +22,15 @@ from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_abov
 CALL_EVENTS = 1000
 """Events in one call: at some 10 µs each the server is not blocked for long. A larger request goes alone."""
 
+LINKS = 2
+"""Calls under way at once: while the server syncs one to disk, the next one is made ready and sent."""
+
 NO_LOG = "NOLOG"
-USED = -1
+REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
+"""What the function answers instead of an ordinal."""
+
+UNBOUNDED = 1 << 53
+"""More runs than there can be."""
 
 _NO_KEY = bulk(0) + bulk(b"")
 
@@ -56,14 +63,17 @@ class Publisher:
         shards: int,
         deadline_s: float,
         remember_ms: int,
+        live_runs: int = UNBOUNDED,
     ) -> None:
-        self._lanes = [_Lane(connect, floor, shard, deadline_s, remember_ms) for shard in range(shards)]
+        self._lanes = [
+            _Lane(connect, floor, shard, deadline_s, remember_ms, live_runs) for shard in range(shards)
+        ]
 
     async def append(self, events: Sequence[NewEvent], key: str | None = None) -> list[int]:
         """The ids of the events, in their order, once all are stored.
 
         With a key that was used for the same events before, these are the ids of then. Raises
-        KeyReused, NotStored, or OutcomeUnknown. Events of several shards are several atomic steps;
+        KeyReused, RunQuota, NotStored, or OutcomeUnknown. Events of several shards are several atomic steps;
         when a later one fails, a repeat with the same key completes the rest.
         """
         if len(self._lanes) == 1:
@@ -98,7 +108,7 @@ class Publisher:
 
 
 class _Lane:
-    """The one connection that writes to a shard, and what waits for it."""
+    """What waits to be written to a shard, and the connections that write it."""
 
     def __init__(
         self,
@@ -107,15 +117,18 @@ class _Lane:
         shard: int,
         deadline_s: float,
         remember_ms: int,
+        live_runs: int,
     ) -> None:
-        self._link = connect()
+        self._links = [connect() for _ in range(LINKS)]
+        self._idle = list(self._links)
         self._floor = floor
         self._shard = shard
         self._keys = ShardKeys(shard)
         self._deadline_s = deadline_s
         self._remember_ms = remember_ms
+        self._live_runs = live_runs
         self._waiting: list[Group] = []
-        self._sender: asyncio.Task[None] | None = None
+        self._sending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._highest = 0
 
@@ -136,38 +149,53 @@ class _Lane:
 
     def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
         self._waiting.append(Group(events, key, self._loop.time(), settled))
-        if self._sender is None:
-            self._sender = self._loop.create_task(self._send())
+        if self._idle:
+            task = self._loop.create_task(self._send(self._idle.pop()))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
 
-    async def _send(self) -> None:
+    async def _send(self, link: Link) -> None:
         """Sends what waits until nothing does."""
         groups: Sequence[Group] = ()
         try:
             while self._waiting:
-                groups = self._take()
+                groups, connected = self._take(), False
                 try:
                     async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
-                        answers = await self._append(groups)
+                        await _connect(link)
+                        connected = True
+                        answers = await self._append(link, groups)
                 except TimeoutError:
                     # Those behind waited as long as those in the call, and the server did not answer.
-                    _fail(groups, OutcomeUnknown())
-                    _fail(self._waiting, NotStored())
-                    self._waiting = []
+                    _fail(groups, OutcomeUnknown() if connected else NotStored())
+                    self._give_up()
                 except RelayError as error:
                     _fail(groups, error)
+                    await self._doubt(error)
                 else:
                     self._settle(groups, answers)
                 groups = ()
-        finally:
-            self._sender = None
+        except asyncio.CancelledError:
             _fail(groups, OutcomeUnknown())
-            _fail(self._waiting, NotStored())
-            self._waiting = []
+            self._give_up()
+            raise
+        finally:
+            self._idle.append(link)
+
+    async def _doubt(self, error: RelayError) -> None:
+        """Where one connection broke, the others have to prove that they did not."""
+        if isinstance(error, OutcomeUnknown):
+            for link in list(self._idle):
+                await link.drop()
+
+    def _give_up(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        _fail(waiting, NotStored())
 
     def _settle(self, groups: Sequence[Group], answers: Sequence[int]) -> None:
         for group, first in zip(groups, answers, strict=True):
             self._highest = max(self._highest, first + len(group.events) - 1)
-            group.settled(KeyReused() if first == USED else first)
+            group.settled(REFUSALS[first]() if first in REFUSALS else first)
 
     def _take(self) -> list[Group]:
         taken, events = 0, 0
@@ -179,13 +207,13 @@ class _Lane:
         groups, self._waiting = self._waiting[:taken], self._waiting[taken:]
         return groups
 
-    async def _append(self, groups: Sequence[Group]) -> list[int]:
-        command = self._command(groups)
+    async def _append(self, link: Link, groups: Sequence[Group]) -> list[int]:
+        call = self._command(groups)
         try:
-            return await self._call(command)
+            return await _call(link, call)
         except _NoLog:
-            await self._open()
-            return await self._call(command)
+            await self._open(link)
+            return await _call(link, call)
 
     def _command(self, groups: Sequence[Group]) -> bytes:
         """The call of the append function, as it goes over the wire.
@@ -212,71 +240,66 @@ class _Lane:
                     place = runs.setdefault(run_id, len(runs) + 1)
                     name = names[run_id, kind] = bulk(place) + bulk(kind)
                 words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
-        keys = [self._keys.log, *map(self._keys.run, runs), *once]
-        head: list[str | int] = [
-            "FCALL",
-            functions.APPEND,
-            len(keys),
-            *keys,
-            len(runs),
-            self._remember_ms,
-            self._highest,
-            *runs,
-        ]
+        keys = [self._keys.log, *map(self._keys.run, runs), *once, self._keys.runs]
+        head: list[str | int] = ["FCALL", functions.APPEND, len(keys), *keys]
+        head += [len(runs), self._remember_ms, self._highest, self._live_runs, *runs]
         count = len(head) + 3 * len(groups) + 3 * events
         return b"".join([b"*%d\r\n" % count, *(bulk(word) for word in head), *words])
 
     async def open(self) -> None:
         try:
             async with asyncio.timeout(self._deadline_s):
-                await self._open()
+                await _connect(self._links[0])
+                await self._open(self._links[0])
         except (TimeoutError, OutcomeUnknown) as error:
             raise NotStored from error
 
-    async def _open(self) -> None:
+    async def _open(self, link: Link) -> None:
         """Creates the log, or lifts it above the highest id known: ids never come again."""
         try:
             floor = max(ordinal_above(await self._floor()), self._highest)
         except DatabaseUnavailable as error:
             raise NotStored from error
-        await self._call(command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
-
-    async def _call(self, call: bytes) -> list[int]:
-        """One call. Where the library is missing it did not run, so it is loaded and called again."""
-        await self._connect()
-        answer: list[int]
-        try:
-            try:
-                answer = await self._link.send(call)
-            except redis.exceptions.ResponseError as error:
-                if functions.MISSING not in str(error):
-                    raise
-                await self._link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
-                answer = await self._link.send(call)
-            return answer
-        except redis.exceptions.BusyLoadingError as error:
-            raise NotStored from error
-        except redis.exceptions.ResponseError as error:
-            # The server refused before the first write: out of memory, read-only, a foreign key.
-            raise (_NoLog if str(error).startswith(NO_LOG) else NotStored) from error
-        except (redis.exceptions.RedisError, OSError) as error:
-            await self._link.drop()
-            raise OutcomeUnknown from error
-        except asyncio.CancelledError:
-            await self._link.drop()
-            raise
-
-    async def _connect(self) -> None:
-        try:
-            await self._link.connect()
-        except (redis.exceptions.RedisError, OSError) as error:
-            await self._link.drop()
-            raise NotStored from error
+        await _call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
     async def close(self) -> None:
-        if self._sender is not None:
-            await asyncio.wait([self._sender])
-        await self._link.drop()
+        if self._sending:
+            await asyncio.wait(self._sending)
+        for link in self._links:
+            await link.drop()
+
+
+async def _call(link: Link, call: bytes) -> list[int]:
+    """One call. Where the library is missing it did not run, so it is loaded and called again."""
+    answer: list[int]
+    try:
+        try:
+            answer = await link.send(call)
+        except redis.exceptions.ResponseError as error:
+            if functions.MISSING not in str(error):
+                raise
+            await link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
+            answer = await link.send(call)
+    except redis.exceptions.BusyLoadingError as error:
+        raise NotStored from error
+    except redis.exceptions.ResponseError as error:
+        # The server refused before the first write: out of memory, read-only, a foreign key.
+        raise (_NoLog if str(error).startswith(NO_LOG) else NotStored) from error
+    except (redis.exceptions.RedisError, OSError) as error:
+        await link.drop()
+        raise OutcomeUnknown from error
+    except asyncio.CancelledError:
+        await link.drop()
+        raise
+    return answer
+
+
+async def _connect(link: Link) -> None:
+    try:
+        await link.connect()
+    except (redis.exceptions.RedisError, OSError) as error:
+        await link.drop()
+        raise NotStored from error
 
 
 class _NoLog(NotStored):

@@ -32,16 +32,17 @@ Group = tuple[str | None, str, list[tuple[str, str]]]
 """(idempotency key, digest, [(run, text)])."""
 
 
-def append(store: redis.Redis, *groups: Group) -> list[int]:
+def append(store: redis.Redis, *groups: Group, quota: int = 1000) -> list[int]:
     runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
-    keys = [KEYS.log, *map(KEYS.run, runs)]
-    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR]
+    once: list[str] = []
+    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR, quota, *runs]
     for key, digest, events in groups:
         if key is not None:
-            keys.append(KEYS.once(key))
-        args += [len(keys) if key is not None else 0, digest, len(events)]
+            once.append(KEYS.once(key))
+        args += [len(once) if key is not None else 0, digest, len(events)]
         for run, text in events:
-            args += [runs.index(run) + 2, run, "toy", text]
+            args += [runs.index(run) + 1, "toy", text]
+    keys = [KEYS.log, *map(KEYS.run, runs), *once, KEYS.runs]
     answer: Any = store.fcall(functions.APPEND, len(keys), *keys, *args)
     return list(answer)
 

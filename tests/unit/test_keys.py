@@ -78,6 +78,13 @@ def test_what_does_not_fit_into_an_id_is_refused(stream_id: StreamId, shard: int
 
 def test_all_keys_of_a_shard_share_its_hash_tag() -> None:
     names = keys.ShardKeys(3)
-    made = [names.log, names.dead_letters, names.run("r"), names.once("any {key}"), names.owner("r")]
+    made = [
+        names.log,
+        names.dead_letters,
+        names.runs,
+        names.run("r"),
+        names.once("any {key}"),
+        names.owner("r"),
+    ]
     assert len(set(made)) == len(made)
     assert all(name.startswith("relay:{3}:") and name.count("{") == 1 for name in made)

@@ -1,0 +1,259 @@
+"""What a client may cost before it has asked for anything: the size of a request's head, and the time that
+head and body may take. uvicorn bounds none of it.
+
+No request has a timer of its own. A connection that owes something is in the guard's list, which one sweep
+goes through every second; a request that arrives in one piece is never in it, and costs a few comparisons.
+"""
+
+import asyncio
+from enum import IntEnum
+from typing import Any
+
+from starlette.responses import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from relay.errors import BadRequest, BodyTimeout, HeadTimeout, HeadTooLarge, RelayError
+from relay.http.problems import problem
+from relay.http.shortcut import ShortcutProtocol
+from relay.settings import Settings
+
+STATE = "relay.guard"
+"""Where the application's lifespan leaves its guard for the connections."""
+
+SWEEP_S = 1.0
+
+LINGER_S = 2.0
+"""How long a client that was refused may go on sending, unread, so that it gets to reading the answer: closed
+at once, the kernel would reset the connection and take the answer with it."""
+
+
+class Owed(IntEnum):
+    """What a connection has not sent yet."""
+
+    NOTHING = 0
+    HEAD = 1  # of its first request, or of one that it began
+    BODY = 2
+    NEXT = 3  # another request, or the end
+    GOODBYE = 4  # it was refused
+
+
+class Guard:
+    """The limits, and the connections of one worker that owe something or do not read."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.header_bytes = settings.header_bytes
+        self.header_count = settings.header_count
+        self.message_bytes = 2 * max(settings.batch_bytes, settings.event_bytes) + settings.header_bytes
+        self.times = {
+            Owed.HEAD: settings.header_timeout_s,
+            # The application goes first, where it reads the body: it knows the outcome.
+            Owed.BODY: settings.body_timeout_s + SWEEP_S,
+            Owed.GOODBYE: LINGER_S,
+        }
+        self._slow_reader_s = settings.slow_viewer_s
+        self._owing: dict[GuardedProtocol, float] = {}
+        self._unread: dict[GuardedProtocol, float] = {}
+
+    def owes(self, connection: "GuardedProtocol", timeout_s: float) -> None:
+        self._owing[connection] = connection.loop.time() + timeout_s
+
+    def settled(self, connection: "GuardedProtocol") -> None:
+        self._owing.pop(connection, None)
+
+    def unread(self, connection: "GuardedProtocol") -> None:
+        """What was written to it piles up."""
+        self._unread[connection] = connection.loop.time() + self._slow_reader_s
+
+    def reads(self, connection: "GuardedProtocol") -> None:
+        self._unread.pop(connection, None)
+
+    async def sweep(self) -> None:
+        """Ends connections whose time is over, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = asyncio.get_running_loop().time()
+            for connection in [late for late, deadline in self._owing.items() if deadline <= now]:
+                self.settled(connection)
+                connection.overdue()
+            for connection in [slow for slow, deadline in self._unread.items() if deadline <= now]:
+                self.reads(connection)
+                connection.stalled()
+
+
+class GuardedProtocol(ShortcutProtocol):
+    """uvicorn's protocol, with bounds on heads and on time, and its refusals as problems."""
+
+    transport: asyncio.Transport
+    _owed = Owed.NOTHING
+    _noted = Owed.NOTHING
+    _refusal: RelayError | None = None
+    _begun = False
+    _piece = 0
+    _arrived = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guard: Guard = self.app_state[STATE]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._note(Owed.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.settled(self)
+        self._guard.reads(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._noted is Owed.GOODBYE:
+            return
+        self._piece = len(data)
+        super().data_received(data)
+        if self._owed or self._noted or self.cycle.response_complete:
+            self._look()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._owed = Owed.HEAD
+        self._begun = True
+        self._arrived = 0
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        super().on_headers_complete()
+        self._owed = Owed.BODY
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._owed = Owed.NOTHING
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._guard.unread(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._guard.reads(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser, or a callback of it, has raised."""
+        self._refuse(self._refusal or BadRequest("The request is not valid HTTP/1.1."))
+
+    def overdue(self) -> None:
+        """The time for what it owes is over."""
+        if self._noted is Owed.GOODBYE:
+            self.transport.abort()
+        elif self._owed is Owed.BODY:
+            self._refuse(BodyTimeout(), own=True)
+        elif self._owed is Owed.HEAD:
+            self._refuse(HeadTimeout())
+        else:
+            self.leave()
+
+    def stalled(self) -> None:
+        """The client does not read what it asked for."""
+        self.transport.abort()
+
+    def leave(self) -> None:
+        """Says no more and hears no more, but lets the client read what it was told."""
+        self._note(Owed.GOODBYE)
+        self.flow.resume_reading()  # what still comes is thrown away
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _check_head(self) -> None:
+        """Raises what is wrong with the head that has just arrived; its request is then never begun."""
+        headers, guard = self.headers, self._guard
+        if len(headers) > guard.header_count:
+            self._fail(_too_many(guard))
+        if (self._piece > guard.header_bytes or not self._begun) and self._head_bytes() > guard.header_bytes:
+            self._fail(_too_long(guard))
+        hosts = 0
+        for name, _ in headers:
+            if name == b"host":
+                hosts += 1
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self._fail(BadRequest("A request has to have one Host header, and not more than one."))
+
+    def _fail(self, error: RelayError) -> None:
+        self._refusal = error
+        raise error
+
+    def _head_bytes(self) -> int:
+        """The size of what is parsed of the head, written without needless blanks."""
+        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        return request_line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
+
+    def _look(self) -> None:
+        """After a piece that leaves something to wait for, or ends the wait."""
+        cycle: RequestResponseCycle | None = self.cycle
+        owed = self._owed
+        self._count()
+        if not owed and cycle is None:
+            return  # blank lines, and no request yet
+        if not owed and cycle is not None and cycle.response_complete:
+            owed = Owed.NEXT  # each piece of data stops uvicorn's own timer for that
+        if owed is not self._noted or self._begun:
+            self._note(owed)
+        if owed is Owed.BODY and cycle is not None:
+            cycle.transport = _Leaving(self)  # type: ignore[assignment]
+        self._begun = False
+
+    def _count(self) -> None:
+        """Bounds what a request that is not all there may hold in memory, also in trailers."""
+        guard = self._guard
+        if self._owed is Owed.HEAD:
+            self._arrived = self._head_bytes() if self._begun else self._arrived + self._piece
+            if self._arrived > guard.header_bytes:
+                self._refuse(_too_long(guard))
+        elif self._owed is Owed.BODY:
+            self._arrived += self._piece
+            if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
+                self._refuse(_too_long(guard))
+
+    def _note(self, owed: Owed) -> None:
+        if self._noted is Owed.GOODBYE or self.transport.is_closing():
+            return
+        self._noted = owed
+        if owed:
+            self._guard.owes(self, self._guard.times.get(owed, self.timeout_keep_alive))
+        else:
+            self._guard.settled(self)
+
+    def _refuse(self, error: RelayError, *, own: bool = False) -> None:
+        """Answers, unless an answer is under way already, and hears nothing more. `own`: the error is about
+        the request that is being answered."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and own and not cycle.response_started:
+            cycle.disconnected = True  # its own answer would be the second one
+            cycle.message_event.set()
+        elif self.transport.is_closing() or own or (cycle is not None and not cycle.response_complete):
+            self.leave()
+            return
+        self.transport.write(_answer(problem(error)))
+        self.leave()
+
+
+class _Leaving:
+    """The transport, for the answer to a request whose body is still coming: its end is a gentle one."""
+
+    def __init__(self, connection: GuardedProtocol) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.leave
+
+
+def _answer(response: Response) -> bytes:
+    headers = {**dict(response.raw_headers), b"connection": b"close"}
+    lines = b"".join(b"%b: %b\r\n" % line for line in headers.items())
+    return STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body)
+
+
+def _too_many(guard: Guard) -> HeadTooLarge:
+    return HeadTooLarge(f"The request has more than {guard.header_count} headers.")
+
+
+def _too_long(guard: Guard) -> HeadTooLarge:
+    return HeadTooLarge(f"The request's line and headers are longer than {guard.header_bytes} bytes.")
