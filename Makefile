@@ -4,13 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install debian clean
+.PHONY: demo test bench check install debian clean
 
 demo: install
 	$(BIN)/relay demo
 
 test: install debian
 	$(BIN)/pytest $(ARGS)
+
+# The relay against nginx with nchan and against its limits; QUICK=1 for a short look.
+bench: install debian
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -18,16 +18,19 @@ import psycopg2
 import redis
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from benchmarks.load import WentWrong
+from benchmarks.load import MARK, WentWrong
 from benchmarks.nchan import Nchan, configuration, installed
 from benchmarks.ours import SECRET, TOKEN, Relay, relay
 from relay import embedded, migrate
 from relay.events.registry import TABLES
 from relay.processes import Part, running
 from relay.server import listen
+from relay.stream.keys import ShardKeys
 
 WEB, REST = "0", "1"
 """The core of the web process under test, and that of the stores and the load."""
+
+LOG = ShardKeys(0).log
 
 
 class Lab:
@@ -37,6 +40,7 @@ class Lab:
         self.directory = directory
         self.redis_url = redis_url
         self.database_url = database_url
+        self.stores: list[psutil.Process] = []
         self._names = 0
 
     def clear(self) -> None:
@@ -56,6 +60,8 @@ class Lab:
     @contextlib.contextmanager
     def redis(self) -> Iterator[Any]:
         with contextlib.closing(redis.Redis.from_url(self.redis_url, protocol=2)) as client:
+            for command in ("XRANGE", "XREVRANGE"):  # as the server sends them, and fast
+                client.set_response_callback(command, lambda reply, **_: reply)
             yield client
 
     @contextlib.contextmanager
@@ -100,6 +106,31 @@ class Lab:
             part, argv=["taskset", "-c", cores, *part.argv], log=self.directory / f"{part.name}.log"
         )
 
+    @contextlib.contextmanager
+    def on(self, cores: str) -> Iterator[None]:
+        """Has this process itself run on these cores."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+    @contextlib.contextmanager
+    def stores_on(self, cores: str) -> Iterator[None]:
+        """Has the stores run on these cores."""
+        self._move(cores)
+        try:
+            yield
+        finally:
+            self._move(REST)
+
+    def _move(self, cores: str) -> None:
+        for store in self.stores:
+            for process in (store, *store.children(recursive=True)):
+                for thread in process.threads():
+                    os.sched_setaffinity(thread.id, set(map(int, cores.split(","))))
+
     def environment(self) -> dict[str, str]:
         """What our processes need to know."""
         return {
@@ -109,10 +140,16 @@ class Lab:
             "RELAY_VIEWER_SECRET": SECRET,
         }
 
-    def check_log(self, posted: int) -> None:
-        """Raises WentWrong unless the shard log holds so many events, each producer's in order."""
+    def top(self) -> bytes:
+        """Where the shard log ends now."""
+        with self.redis() as client:
+            entry = client.execute_command("XREVRANGE", LOG, "+", "-", "COUNT", 1)
+        return bytes(entry[0][0]) if entry else b"0-0"
+
+    def check_log(self, posted: int, *, after: bytes) -> None:
+        """Raises WentWrong unless the shard log holds so many more events, each producer's in order."""
         counted: dict[bytes, int] = defaultdict(int)
-        for run, mark in self._marks():
+        for run, mark in self.marks(after):
             name, number = run + mark[:3], int(mark[3:12])
             if number != counted[name]:
                 raise WentWrong(f"the log holds event {number} of a producer where {counted[name]} was next")
@@ -120,16 +157,14 @@ class Lab:
         if sum(counted.values()) != posted:
             raise WentWrong(f"{posted} events were acknowledged, and the log holds {sum(counted.values())}")
 
-    def _marks(self) -> Iterator[tuple[bytes, bytes]]:
-        """(run, mark) of the entries of the shard log."""
-        start = b"-"
+    def marks(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """(run, mark) of the entries of the shard log after `start`."""
         with self.redis() as client:
-            client.set_response_callback("XRANGE", lambda reply, **_: reply)
-            while page := client.execute_command("XRANGE", "relay:{0}:log", start, "+", "COUNT", 5000):
+            while page := client.execute_command("XRANGE", LOG, b"(" + start, "+", "COUNT", 5000):
                 for _, (_, run, _, _, _, text) in page:
-                    place = text.index(b'"mark":"') + 8
+                    place = text.index(MARK[:8]) + 8
                     yield run, text[place : place + 28]
-                start = b"(" + page[-1][0]
+                start = page[-1][0]
 
 
 @contextlib.contextmanager
@@ -144,7 +179,8 @@ def lab() -> Iterator[Lab]:
         valkey, redis_url = embedded.valkey(place / "valkey")
         postgres, database_url = embedded.postgres(place / "postgres")
         stores = Lab(place, redis_url, database_url)
-        with running(stores.pinned(valkey, REST)), running(stores.pinned(postgres, REST)):
+        with running(stores.pinned(valkey, REST)) as one, running(stores.pinned(postgres, REST)) as other:
+            stores.stores = [psutil.Process(one.pid), psutil.Process(other.pid)]
             migrate.upgrade(database_url)
             yield stores
     finally:

@@ -5,6 +5,7 @@ import json
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any, Self
 
 MARK = b'"mark":"' + b"0" * 28 + b'"'
 """Where an event carries its producer, number and time; load.c fills the digits in."""
+
+SETTLE_S = 0.5
+"""nchan asks Redis for a channel's news only after it has answered the viewer."""
 
 _SOURCES = Path(__file__).parent
 _BUILD = Path(tempfile.gettempdir()) / "rp-relay-benchmarks"
@@ -58,6 +62,10 @@ class Answer:
     p99_ms: float
     max_ms: float
     cpu_s: float
+
+    @property
+    def deliveries_per_s(self) -> float:
+        return self.deliveries / self.seconds
 
     def check(self, what: str) -> Self:
         """Raises WentWrong unless every event came to every viewer once and in order."""
@@ -108,7 +116,9 @@ class Load:
 
     def connect(self) -> Answer:
         """All viewers, until each has read all up to now."""
-        return self._command("connect").check(f"{self._what}, connect")
+        answer = self._command("connect").check(f"{self._what}, connect")
+        time.sleep(SETTLE_S)
+        return answer
 
     def post(self, seconds: float = 0, count: int = 0, rate: float = 0, *, watched: bool = True) -> Answer:
         """POSTs, `rate` a second or as fast as answers come. `watched`: until all viewers have them all."""

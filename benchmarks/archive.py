@@ -1,0 +1,193 @@
+"""The archive: how fast it is filled, and how fast it is read."""
+
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+
+from benchmarks.lab import LOG, WEB, Lab
+from benchmarks.load import Load, WentWrong
+from benchmarks.ours import Relay
+from benchmarks.sizes import Sizes
+from benchmarks.table import Row
+from relay.processes import Part, running
+
+TABLE = "rp_paper_generation_events"
+BATCH = 100
+EVENTS = 1000
+"""Of the run whose history is read."""
+
+_JSON = f"""
+    SELECT json_build_object('run_id', %(run)s, 'events', json_agg(row_to_json(event) ORDER BY id))::text
+    FROM (SELECT id, run_id, step, substep, progress, step_progress, details,
+                 to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"') AS created_at
+          FROM {TABLE} WHERE run_id = %(run)s) AS event
+"""  # noqa: S608
+
+
+def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
+    ours: list[float] = []
+    copied: list[float] = []
+    for _ in range(min(sizes.rounds, 3)):
+        ours.append(drain(lab, sizes.backlog))
+        copied.append(copy(lab, sizes.backlog))
+    yield Row(
+        f"drain of {sizes.backlog:,}",
+        "rows/s",
+        ours,
+        ">= 0.40",
+        limit=copied,
+        to_limit=True,
+        note="limit: COPY",
+    )
+    yield from reading(lab, sizes)
+
+
+def drain(lab: Lab, backlog: int) -> float:
+    """Rows a second from a backlog into the table, as one persister does it."""
+    lab.clear()
+    with lab.relay() as (relay, _):
+        produce(lab, relay, backlog, runs=200)
+    with persisting(lab):
+        begin, before = first_moment(lab)
+        wait_until_drained(lab, backlog)
+        seconds = time.perf_counter() - begin
+    check_table(lab, backlog)
+    return (backlog - before) / seconds
+
+
+def produce(lab: Lab, relay: Relay, events: int, runs: int) -> None:
+    """Puts events into the log."""
+    with Load(relay, lab.runs(runs), producers=16, batch=BATCH) as load:
+        load.post(count=events // BATCH, watched=False)
+
+
+@contextlib.contextmanager
+def persisting(lab: Lab) -> Iterator[None]:
+    argv = [sys.executable, "-m", "persister", "run"]
+    with running(lab.pinned(Part("persister", argv, lambda: True, env=lab.environment()), WEB)):
+        yield
+
+
+def first_moment(lab: Lab) -> tuple[float, int]:
+    """When the first batch was taken, and how many it had."""
+    while not (taken := progress(lab)[0]):
+        time.sleep(0.001)
+    return time.perf_counter(), taken
+
+
+def wait_until_drained(lab: Lab, backlog: int) -> None:
+    while progress(lab) != (backlog, 0):
+        time.sleep(0.005)
+
+
+def progress(lab: Lab) -> tuple[int, int]:
+    """How many entries were taken, and how many of these are not acknowledged."""
+    with lab.redis() as client:
+        (group,) = client.xinfo_groups(LOG)
+    return int(group["entries-read"] or 0), int(group["pending"])
+
+
+def check_table(lab: Lab, backlog: int) -> None:
+    """Raises WentWrong unless the table has every event, in the order of the log."""
+    with lab.database() as connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT run_id, details->>'mark' FROM {TABLE} ORDER BY id"  # noqa: S608
+        )
+        stored = [(run.encode(), mark.encode()) for run, mark in cursor]
+    if stored != list(lab.marks(b"0-0")) or len(stored) != backlog:
+        raise WentWrong("the table does not hold what the log holds")
+
+
+def copy(lab: Lab, rows: int) -> float:
+    """Rows a second of a bare COPY of the same rows, from a ready file into the same table, empty."""
+    with lab.database() as connection, connection.cursor() as cursor:
+        ready = BytesIO()
+        cursor.copy_expert(f"COPY {TABLE} TO STDOUT", ready)
+        cursor.execute(f"TRUNCATE {TABLE}")
+        cursor.execute("CHECKPOINT")
+        path = lab.directory / "rows"
+        path.write_bytes(ready.getvalue())
+        with lab.on(WEB), Path(path).open("rb") as file:
+            begin = time.perf_counter()
+            cursor.copy_expert(f"COPY {TABLE} FROM STDIN", file)
+            return rows / (time.perf_counter() - begin)
+
+
+def reading(lab: Lab, sizes: Sizes) -> Iterator[Row]:
+    """History, the bare query, and the first frame, of a run that is all in the archive."""
+    history: list[float] = []
+    query: list[float] = []
+    frame: list[float] = []
+    lab.clear()
+    with lab.relay() as (relay, _):
+        (run,) = lab.runs(1)
+        relay.claim([run])
+        with Load(relay, [run], batch=BATCH) as load:
+            load.post(count=EVENTS // BATCH, watched=False)
+        with persisting(lab):
+            first_moment(lab)
+            wait_until_drained(lab, EVENTS)
+        for _ in range(sizes.rounds):
+            history.append(median(seconds_of_history(relay, run, sizes.requests)) * 1000)
+            query.append(median(seconds_of_query(lab, run, sizes.requests)) * 1000)
+            frame.append(median(seconds_of_initial(relay, run, sizes.requests)) * 1000)
+    yield Row(
+        f"history of {EVENTS:,} events",
+        "ms",
+        history,
+        "<= 1.3",
+        limit=query,
+        to_limit=True,
+        note="limit: the query",
+    )
+    yield Row(
+        f"first frame of {EVENTS:,} events", "ms", frame, "<= 1.5", peer=history, note="peer: the history"
+    )
+
+
+def seconds_of_history(relay: Relay, run: str, requests: int) -> Iterator[float]:
+    """On one connection."""
+    ask = relay.view(run).replace(b"/events?resume=true", b"/paper-generation-progress") + b"\r\n"
+    with socket.create_connection(("127.0.0.1", relay.port)) as client:
+        for _ in range(requests):
+            yield seconds_until(client, ask, b"0\r\n\r\n")
+
+
+def seconds_of_initial(relay: Relay, run: str, requests: int) -> Iterator[float]:
+    """Each on a connection of its own, from before it is made."""
+    for _ in range(requests):
+        begin = time.perf_counter()
+        with socket.create_connection(("127.0.0.1", relay.port)) as client:
+            seconds_until(client, relay.view(run) + b"\r\n", b"}}\n\n\r\n")
+            yield time.perf_counter() - begin
+
+
+def seconds_until(client: socket.socket, ask: bytes, end: bytes) -> float:
+    """Until the answer, which must have all events in it, ends so."""
+    begin = time.perf_counter()
+    client.sendall(ask)
+    answer = bytearray()
+    while not answer.endswith(end):
+        piece = client.recv(1 << 20)
+        if not piece:
+            raise WentWrong(f"an answer ended early: {bytes(answer[:200])!r}")
+        answer += piece
+    seconds = time.perf_counter() - begin
+    if answer.count(b'"mark"') != EVENTS:
+        raise WentWrong(f"an answer has {answer.count(b'mark')} events")
+    return seconds
+
+
+def seconds_of_query(lab: Lab, run: str, requests: int) -> Iterator[float]:
+    """The same JSON, built in SQL and fetched by psycopg2."""
+    with lab.database() as connection, connection.cursor() as cursor, lab.on(WEB):
+        for _ in range(requests):
+            begin = time.perf_counter()
+            cursor.execute(_JSON, {"run": run})
+            cursor.fetchall()
+            yield time.perf_counter() - begin

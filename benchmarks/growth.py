@@ -1,0 +1,55 @@
+"""Whether costs stay what they are as things grow. The ratio is the dearest to the cheapest."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+
+from benchmarks import archive, ingest
+from benchmarks.fanout import watching
+from benchmarks.lab import Lab
+from benchmarks.sizes import Sizes
+from benchmarks.table import Row
+
+FLAT = "<= 1.2"
+
+
+def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
+    yield grown("a delivery", "µs", per_delivery(lab, sizes), "viewers")
+    yield grown("a row of the drain", "µs", per_row(lab, sizes), "backlog")
+    yield grown("a POST", "µs", per_post(lab, sizes), "runs")
+
+
+def per_delivery(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
+    """The web process's time for each, with each event by itself."""
+    costs: dict[int, list[float]] = {viewers: [] for viewers in sizes.viewer_steps}
+    for _ in range(sizes.rounds):
+        lab.clear()
+        with lab.relay() as (relay, process):
+            for viewers, figures in costs.items():
+                with watching(lab, relay, viewers, producers=1) as load:
+                    before = sum(process.cpu_times()[:2])
+                    answer = load.post(sizes.seconds)
+                    used = sum(process.cpu_times()[:2]) - before
+                figures.append(1e6 * used / answer.deliveries)
+    return costs
+
+
+def per_row(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
+    rounds = range(min(sizes.rounds, 2))
+    return {size: [1e6 / archive.drain(lab, size) for _ in rounds] for size in sizes.backlog_steps}
+
+
+def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
+    costs: dict[int, list[float]] = {1: [], 1000: []}
+    for _ in range(sizes.rounds):
+        lab.clear()
+        with lab.relay() as (relay, _):
+            for runs, figures in costs.items():
+                figures.append(1e6 / ingest.rate(lab, relay, sizes, runs=runs))
+    return costs
+
+
+def grown(what: str, unit: str, costs: Mapping[int, Sequence[float]], of: str) -> Row:
+    """The dearest step against the cheapest."""
+    by_cost = sorted(costs.values(), key=median)
+    steps = ", ".join(f"{size:,}: {median(figures):.3g}" for size, figures in costs.items())
+    return Row(f"growth, {what}", unit, by_cost[-1], FLAT, by_cost[0], note=f"by {of}: {steps}")

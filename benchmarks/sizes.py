@@ -1,0 +1,36 @@
+"""How much of everything: the whole measurement, or a quick look that shows that all of it works."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Rounds of each measurement, the seconds of one, and how many there are of what it is about."""
+
+    rounds: int = 5
+    seconds: float = 3.0
+    viewers: int = 1000
+    idle_viewers: int = 5000
+    many_runs: int = 500
+    many_viewers: int = 2000
+    storm_viewers: int = 2000
+    backlog: int = 200_000
+    requests: int = 100
+    viewer_steps: tuple[int, ...] = (100, 1000, 5000)
+    backlog_steps: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+
+
+WHOLE = Sizes()
+QUICK = Sizes(
+    rounds=1,
+    seconds=1.0,
+    viewers=1000,
+    idle_viewers=1000,
+    many_runs=100,
+    many_viewers=400,
+    storm_viewers=500,
+    backlog=30_000,
+    requests=20,
+    viewer_steps=(100, 1000),
+    backlog_steps=(10_000, 30_000),
+)
