@@ -63,6 +63,10 @@ class Consumer:
             self._claim_at = time.monotonic() + self._settings.persister_claim_s / 2
         return self._read(">")
 
+    def claim_more(self) -> list[Delivery]:
+        """New entries beside a batch that is under way, without waiting for any."""
+        return [] if self._backlog else self._read(">", wait=False)
+
     def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
         """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""
         self._call(
@@ -72,8 +76,8 @@ class Consumer:
                 GROUP,
                 int(self._settings.run_log_ttl_s * 1000),
                 self._settings.run_log_entries,
+                b" ".join([delivery.stream_id for delivery in batch]),
                 *newest.values(),
-                *(delivery.stream_id for delivery in batch),
             ],
         )
 
@@ -85,9 +89,9 @@ class Consumer:
             [GROUP, delivery.stream_id, "id", delivery.stream_id, "reason", reason, *(delivery.fields or ())],
         )
 
-    def _read(self, start: str) -> list[Delivery]:
+    def _read(self, start: str, *, wait: bool = True) -> list[Delivery]:
         arguments: list[Any] = ["GROUP", GROUP, self._settings.persister_name]
-        arguments += ["COUNT", self._settings.persister_batch, "BLOCK", BLOCK_MS]
+        arguments += ["COUNT", self._settings.persister_batch, *(["BLOCK", BLOCK_MS] if wait else [])]
         arguments += ["STREAMS", self._keys.log, start]
         try:
             reply = self._command("XREADGROUP", *arguments)

@@ -1,18 +1,25 @@
-"""The drain, in the one order that loses nothing: claim, decode, insert and commit, acknowledge."""
+"""The drain, in the one order that loses nothing: claim, decode, insert and commit, acknowledge.
+
+While a full batch is being inserted, the one before is acknowledged and the next one claimed and made ready:
+PostgreSQL, Redis and this process then work at the same time.
+"""
 
 import logging
 import random
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import NamedTuple
 
 import redis
 import redis.exceptions
 
+from persister import copy
 from persister.consumer import Consumer, Delivery
 from persister.settings import Settings
-from persister.store import Store
+from persister.store import Rejected, Store
 from persister.trim import INTERVAL, trim
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
@@ -22,6 +29,15 @@ from relay.stream.keys import stream_id
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 5.0)
+
+
+class Batch(NamedTuple):
+    """What was claimed together. `malformed` are those that are no events, with the reason."""
+
+    deliveries: Sequence[Delivery]
+    entries: Sequence[Entry]
+    malformed: Sequence[tuple[Delivery, str]]
+    rows: copy.Rows | None
 
 
 class Loop:
@@ -35,6 +51,10 @@ class Loop:
         self._retention = timedelta(seconds=settings.log_retention_s)
         self._trim_at = 0.0
         self._stopped = threading.Event()
+        self._full = settings.persister_batch
+        self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
+        self._next: Batch | None = None
+        self._stored: tuple[Batch, Sequence[Rejected]] | None = None
 
     def stop(self) -> None:
         """Lets the batch at hand finish: committed and acknowledged, or neither."""
@@ -43,37 +63,56 @@ class Loop:
     def run(self) -> None:
         """The outer loop: whatever is away is waited for, with nothing acknowledged meanwhile."""
         delay = BACKOFF_S[0]
-        while not self._stopped.is_set():
+        while self._next or not self._stopped.is_set():
             try:
                 self.step()
                 delay = BACKOFF_S[0]
             except (redis.exceptions.RedisError, OSError, Unavailable) as error:
                 log.warning("shard %d: %s; trying again", self._shard, _reason(error))
+                self._next = self._stored = None
                 self._consumer.restart()
                 self._stopped.wait(delay * random.uniform(0.5, 1))  # noqa: S311
                 delay = min(2 * delay, BACKOFF_S[1])
+        self._inserter.shutdown()
         self._store.close()
 
     def step(self) -> int:
-        """One batch; answers how many entries it had."""
-        batch = self._consumer.claim()
-        entries, malformed = self._decode(batch)
-        rejected = self._store.insert(entries)
-        deliveries = {delivery.stream_id: delivery for delivery in batch}
+        """One batch; answers how many entries it had.
+
+        While it is inserted, the one before is acknowledged and the one behind it claimed. Where there is
+        none behind it, it is acknowledged at once.
+        """
+        batch, self._next = self._next or self._claimed(self._consumer.claim()), None
+        inserting = self._inserter.submit(self._store.insert, batch.entries, batch.rows)
+        try:
+            self._acknowledge()
+            if len(batch.deliveries) >= self._full and (more := self._consumer.claim_more()):
+                self._next = self._claimed(more)
+        finally:
+            self._stored = batch, inserting.result()
+        if not self._next:
+            self._acknowledge()
+        self._trim()
+        return len(batch.deliveries)
+
+    def _acknowledge(self) -> None:
+        """What is stored, now that it is; the others become dead letters."""
+        if self._stored is None:
+            return
+        (batch, rejected), self._stored = self._stored, None
+        deliveries = {delivery.stream_id: delivery for delivery in batch.deliveries}
         for entry, reason in rejected:
             self._bury(deliveries.pop(str(stream_id(entry.id)).encode()), reason)
-        for delivery, reason in malformed:
+        for delivery, reason in batch.malformed:
             self._bury(deliveries.pop(delivery.stream_id), reason)
         if deliveries:
-            self._consumer.settle(list(deliveries.values()), _newest_of_runs(entries))
-        self._trim()
-        return len(batch)
+            self._consumer.settle(list(deliveries.values()), _newest_of_runs(batch.entries))
 
-    def _decode(self, batch: Sequence[Delivery]) -> tuple[list[Entry], list[tuple[Delivery, str]]]:
-        """The entries, and what is none, with the reason."""
+    def _claimed(self, deliveries: Sequence[Delivery]) -> Batch:
+        """A batch, decoded and made ready to be stored."""
         entries: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
-        for delivery in batch:
+        for delivery in deliveries:
             try:
                 entry = decode(delivery.stream_id, delivery.fields, self._shard)
             except MalformedEntry as error:
@@ -83,7 +122,7 @@ class Loop:
                 entries.append(entry)
             else:
                 malformed.append((delivery, "its kind is not known to this version"))
-        return entries, malformed
+        return Batch(deliveries, entries, malformed, copy.rows(entries))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("entry %s goes to the dead letters: %s", delivery.stream_id.decode(), reason)

@@ -1,19 +1,21 @@
 """Entries into PostgreSQL: one transaction a batch, idempotent by id.
 
-A batch goes as one JSON array for each kind, which the server unpacks. Rows are sorted by id, so that two
-persisters that hold the same rows lock them in the same order. A row that the server can not take is found
-by halving, and all the others are stored.
+A batch goes by COPY first. Where the server refuses that, because a row is bad or is there already, it goes
+as one JSON array for each kind, which the server unpacks and from which it leaves out what it has. A row that
+it can not take at all is found by halving, and all the others are stored. Rows are sorted by id, so that two
+persisters that hold the same rows lock them in the same order.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from io import BytesIO
 from typing import NamedTuple
 
 import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import connection as Connection  # noqa: N812
-from psycopg2.extensions import cursor as Cursor  # noqa: N812
 
+from persister import copy
 from relay.errors import DatabaseUnavailable
 from relay.events.base import Kind
 from relay.events.registry import REGISTRY, TABLES
@@ -56,19 +58,27 @@ class Rejected(NamedTuple):
     reason: str
 
 
-def statements(kind: type[Kind]) -> list[str]:
+def insert(kind: type[Kind]) -> str:
     """What stores rows of a kind, given their payloads as the JSON array `events`."""
-    names = {
+    return _INSERT.format(**_names(kind))
+
+
+def also(kind: type[Kind]) -> str:
+    """What a kind wants done with its rows."""
+    return _ALSO.format(**_names(kind))
+
+
+def _names(kind: type[Kind]) -> dict[str, str | None]:
+    return {
         "table": kind.table,
         "columns": ", ".join(kind.columns),
         "typed": ", ".join(f"{name} {type}" for name, type in kind.columns.items()),
         "also": kind.also,
     }
-    templates = [*([_INSERT] if kind.table else []), *([_ALSO] if kind.also else [])]
-    return [template.format(**names) for template in templates]
 
 
-_STATEMENTS: Mapping[str, list[str]] = {name: statements(kind) for name, kind in REGISTRY.items()}
+def _events(entries: Iterable[Entry]) -> dict[str, str]:
+    return {"events": (b"[" + b",".join([entry.record.payload for entry in entries]) + b"]").decode()}
 
 
 class Store:
@@ -78,26 +88,33 @@ class Store:
         self._connect = connect
         self._connection: Connection | None = None
 
-    def insert(self, entries: Sequence[Entry]) -> list[Rejected]:
-        """Stores all that can be stored, and commits. Raises DatabaseUnavailable, with nothing known to be
-        stored: the same again is right."""
-        if not entries:
+    def insert(self, entries: Sequence[Entry], rows: copy.Rows | None = None) -> list[Rejected]:
+        """Stores all that can be stored, and commits. `rows` is what COPY takes of them, where that is made.
+
+        Raises DatabaseUnavailable, with nothing known to be stored: the same again is right.
+        """
+        if not entries or (rows is not None and self._refusal(entries, rows) is None):
             return []
-        try:
-            self._insert(entries)
-        except psycopg2.Error as error:
-            if not _is_bad_data(error):
-                self.close()
-                raise DatabaseUnavailable(f"PostgreSQL refused the batch ({error.pgcode})") from error
-            if len(entries) == 1:
-                return [Rejected(entries[0], f"{type(error).__name__} ({error.pgcode})")]
-        except ValueError:  # psycopg2's own word for a NUL
-            if len(entries) == 1:
-                return [Rejected(entries[0], "it holds a character that PostgreSQL does not store")]
-        else:
+        refusal = self._refusal(entries)
+        if refusal is None:
             return []
+        if len(entries) == 1:
+            return [Rejected(entries[0], refusal)]
         middle = len(entries) // 2
         return self.insert(entries[:middle]) + self.insert(entries[middle:])
+
+    def _refusal(self, entries: Sequence[Entry], rows: copy.Rows | None = None) -> str | None:
+        """Stores all of the batch, or says why it is not stored. Raises DatabaseUnavailable."""
+        try:
+            self._store(entries, rows)
+        except psycopg2.Error as error:
+            if _is_bad_data(error):
+                return f"{type(error).__name__} ({error.pgcode})"
+            self.close()
+            raise DatabaseUnavailable(f"PostgreSQL refused the batch ({error.pgcode})") from error
+        except ValueError:  # psycopg2's own word for a NUL
+            return "it holds a character that PostgreSQL does not store"
+        return None
 
     def highest(self) -> int:
         """The highest id of all rows, or START. Raises DatabaseUnavailable."""
@@ -111,20 +128,20 @@ class Store:
             raise DatabaseUnavailable from error
         return highest or START
 
-    def _insert(self, entries: Iterable[Entry]) -> None:
+    def _store(self, entries: Iterable[Entry], rows: copy.Rows | None) -> None:
         by_kind: dict[str, list[Entry]] = {}
-        for entry in entries:
+        for entry in sorted(entries):
             by_kind.setdefault(entry.kind, []).append(entry)
         connection = self._open()
         with connection, connection.cursor() as cursor:
-            for kind in sorted(by_kind):
-                self._insert_kind(cursor, kind, by_kind[kind])
-
-    @staticmethod
-    def _insert_kind(cursor: Cursor, kind: str, entries: list[Entry]) -> None:
-        events = b"[" + b",".join(entry.record.payload for entry in sorted(entries)) + b"]"
-        for statement in _STATEMENTS[kind]:
-            cursor.execute(statement, {"events": events.decode()})
+            for name in sorted(by_kind):
+                kind = REGISTRY[name]
+                if kind.table and rows is not None:
+                    cursor.copy_expert(copy.statement(kind), BytesIO(rows[name]))
+                elif kind.table:
+                    cursor.execute(insert(kind), _events(by_kind[name]))
+                if kind.also:
+                    cursor.execute(also(kind), _events(by_kind[name]))
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 from relay.events.registry import REGISTRY
 from relay.sse import Frame
-from relay.stream.keys import StreamId, created_at, event_id
+from relay.stream.keys import created_at, id_of
 
-FIELDS = (b"r", b"k", b"e")
+FIELDS = [b"r", b"k", b"e"]
+
+_OPEN, _CLOSE = b"{}"
 
 
 class NewEvent(NamedTuple):
@@ -64,12 +66,12 @@ class MalformedEntry(ValueError):
 def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
     try:
-        if not fields or tuple(fields[::2]) != FIELDS:
+        if not fields or list(fields[::2]) != FIELDS:
             raise MalformedEntry("it does not have the fields of an event")
         _, run_id, _, kind, _, text = fields
-        if not (text[:1] == b"{" and text[-1:] == b"}" and len(text) > 2):
+        if len(text) <= 2 or text[0] != _OPEN or text[-1] != _CLOSE:
             raise MalformedEntry("its text is not a JSON object")
-        return Entry(event_id(StreamId.parse(stream_id), shard), run_id.decode(), kind.decode(), text)
+        return Entry(id_of(stream_id, shard), run_id.decode(), kind.decode(), text)
     except MalformedEntry:
         raise
     except ValueError as error:

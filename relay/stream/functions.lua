@@ -10,6 +10,9 @@ local SEQUENCES = 256
 local LOOK_AGAIN_MS = 60000
 local LOOKS = 1000
 
+-- Far below what Lua can pass to a command.
+local ACKNOWLEDGED_AT_ONCE = 500
+
 local function ordinal(id)
   local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms) * SEQUENCES + tonumber(sequence)
@@ -202,29 +205,40 @@ local function open(keys, args)
   return last
 end
 
+-- Acknowledges entries given as one word of ids between spaces, many in one command.
+local function acknowledge(log, group, ids)
+  local count, some = 0, {}
+  for id in string.gmatch(ids, '%S+') do
+    some[#some + 1] = id
+    if #some == ACKNOWLEDGED_AT_ONCE then
+      count = count + redis.call('XACK', log, group, unpack(some))
+      some = {}
+    end
+  end
+  if #some > 0 then count = count + redis.call('XACK', log, group, unpack(some)) end
+  return count
+end
+
 -- Acknowledges archived entries, and bounds the run logs that they belong to.
 --
 -- KEYS  the shard log; run logs
--- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps,
---       then for each run log: the id of its newest entry among those acknowledged, then all ids
+-- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps, the ids
+--       of all entries, with spaces between them, then for each run log the id of its newest entry among them
 -- A run log whose newest entry is archived gets its expiry, and one that is too long loses its
 -- oldest entries, but never one that is not archived. Answers how many were acknowledged.
 local function settle(keys, args)
   local log, group, lifetime, keep = keys[1], args[1], args[2], tonumber(args[3])
   local runs = #keys - 1
-  local acknowledged = 0
-  for i = 4 + runs, #args do
-    acknowledged = acknowledged + redis.call('XACK', log, group, args[i])
-  end
+  local acknowledged = acknowledge(log, group, args[4])
   local oldest = redis.call('XPENDING', log, group)[2]
   for r = 1, runs do
     local run = keys[r + 1]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == args[3 + r] then redis.call('PEXPIRE', run, lifetime) end
+    if tip and tip[1] == args[4 + r] then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
       -- Entries up to the newest one just acknowledged are archived, but for those still pending.
-      local archived = args[3 + r]
+      local archived = args[4 + r]
       if oldest and ordinal(oldest) <= ordinal(archived) then archived = '(' .. oldest end
       local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)

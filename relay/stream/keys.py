@@ -13,6 +13,7 @@ numbers: the server-side function counts in ordinals.
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -70,6 +71,12 @@ def event_id(stream_id: StreamId, shard: int) -> int:
     return (ms << (SHARD_BITS + SEQUENCE_BITS)) | (shard << SEQUENCE_BITS) | stream_id.sequence
 
 
+def id_of(stream_id: bytes, shard: int) -> int:
+    """The same, from a stream id as the server writes it."""
+    ms, _, sequence = stream_id.partition(b"-")
+    return event_id(StreamId(int(ms), int(sequence)), shard)
+
+
 def stream_id(event_id: int) -> StreamId:
     """The stream id of an event; its shard is `shard_of_event`."""
     return StreamId((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS, event_id & (SEQUENCES - 1))
@@ -90,7 +97,13 @@ def shard_of_run(run_id: str, shards: int) -> int:
 
 def created_at(event_id: int) -> str:
     """When the event was accepted, in ISO 8601 with milliseconds: part of the id, so the same everywhere."""
-    return datetime.fromtimestamp(stream_id(event_id).ms / 1000, UTC).isoformat(timespec="milliseconds")
+    seconds, ms = divmod((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS, 1000)
+    return f"{_second(seconds)}.{ms:03d}+00:00"
+
+
+@lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
 
 
 class ShardKeys:

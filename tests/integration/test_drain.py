@@ -9,17 +9,20 @@ from typing import Any
 import psycopg2
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from persister import copy
 from persister.consumer import Consumer
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
-from persister.store import Store, statements
+from persister.store import Store, also, insert
 from persister.trim import limit, trim
 from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.events.kinds import RunFinished
-from relay.stream.entry import NewEvent
+from relay.stream.entry import Entry, NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -140,8 +143,8 @@ async def test_the_end_of_a_run_gives_the_run_its_status(
 class DyingStore(Store):
     """A store whose process dies right after it committed."""
 
-    def insert(self, entries: Any) -> Any:
-        super().insert(entries)
+    def insert(self, entries: Any, rows: Any = None) -> Any:
+        super().insert(entries, rows)
         raise SystemExit
 
 
@@ -337,6 +340,46 @@ async def test_only_what_is_archived_and_old_is_trimmed(
     assert trim(client, 0, timedelta(seconds=-1)) > 0
 
 
+TEXTS = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20
+) | st.sampled_from(["\\N", "\\", "\t", "\n", "\r\n", "\\.", "\u2028", "\x7f", "a\\tb", '"', "\x01"])
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60)
+DETAILS = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=TEXTS, details=st.none() | st.dictionaries(TEXTS, DETAILS, max_size=3))
+def test_copy_and_insert_store_the_same(servers: Servers, store: Store, text: str, details: Any) -> None:
+    made = event(step=text, substep=text, details=details).text
+    entries = [Entry(id, "run-1", "paper_generation_progress", made) for id in (1 << 40, (1 << 40) + 1)]
+    ready = copy.rows(entries[:1])
+    assert ready is not None
+    assert store.insert(entries[:1], ready) == store.insert(entries[1:]) == []
+    copied, inserted = rows(
+        servers, "step, substep, progress, step_progress, details, occurred_at, created_at"
+    )
+    assert copied == inserted
+    delete(servers)
+
+
+def delete(servers: Servers) -> None:
+    connection = psycopg2.connect(servers.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("TRUNCATE rp_paper_generation_events")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b'{"step":1}', b'{"step":"s","progress":"x"}', b'{"step":"s","progress":true}', b"{no JSON}"],
+)
+def test_what_the_webhook_does_not_make_is_no_row(text: bytes) -> None:
+    assert copy.rows([Entry(1 << 40, "run-1", "paper_generation_progress", text)]) is None
+
+
 @pytest.mark.parametrize(
     ("pending", "delivered", "retained", "stays"),
     [
@@ -353,8 +396,8 @@ def test_the_limit_of_trimming_is_compared_in_numbers(
 
 
 def test_the_statements_of_a_kind_are_these() -> None:
-    insert, also = [" ".join(statement.split()) for statement in statements(RunFinished)]
-    assert insert == (
+    inserted, updated = [" ".join(statement(RunFinished).split()) for statement in (insert, also)]
+    assert inserted == (
         "INSERT INTO research_pipeline_run_events "
         "(id, run_id, event_type, metadata, occurred_at, created_at) "
         "SELECT id, run_id, event_type, metadata, occurred_at, created_at "
@@ -363,7 +406,11 @@ def test_the_statements_of_a_kind_are_these() -> None:
         "occurred_at timestamptz, created_at timestamptz) "
         "ORDER BY id ON CONFLICT (id) DO NOTHING"
     )
-    assert also.startswith(
+    assert updated.startswith(
         "WITH events AS ( SELECT id, run_id, event_type, metadata, occurred_at, created_at FROM"
     )
-    assert "UPDATE research_pipeline_runs" in also
+    assert "UPDATE research_pipeline_runs" in updated
+    assert copy.statement(RunFinished) == (
+        "COPY research_pipeline_run_events (id, run_id, event_type, metadata, occurred_at, created_at) "
+        "FROM STDIN"
+    )
