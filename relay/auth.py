@@ -136,18 +136,26 @@ def viewer(secret: SecretStr | None, token: str | None) -> int:
             "The server has no RELAY_VIEWER_SECRET configured, so it can not tell viewers apart."
         )
     try:
-        claims = jwt.decode(
-            token or "",
-            secret.get_secret_value(),
-            algorithms=[ALGORITHM],
-            options={"require": ["exp", "sub"]},
-        )
-        return int(claims["sub"])
+        user_id, expires = _claims(secret.get_secret_value(), token or "")
     except (jwt.InvalidTokenError, ValueError) as error:
-        raise Unauthenticated(
-            "The viewer's token is missing, expired or not valid; "
-            "send it as a bearer token or in the cookie relay_token."
-        ) from error
+        raise _not_valid() from error
+    if expires <= time.time():
+        raise _not_valid()
+    return user_id
+
+
+@lru_cache(maxsize=10_000)
+def _claims(secret: str, token: str) -> tuple[int, float]:
+    """(user id, expiry) of a token. Remembered, since viewers that were cut come back with the same one."""
+    claims = jwt.decode(token, secret, algorithms=[ALGORITHM], options={"require": ["exp", "sub"]})
+    return int(claims["sub"]), float(claims["exp"])
+
+
+def _not_valid() -> Unauthenticated:
+    return Unauthenticated(
+        "The viewer's token is missing, expired or not valid; "
+        "send it as a bearer token or in the cookie relay_token."
+    )
 
 
 def mint_viewer_token(secret: str, user_id: int, ttl_s: int) -> str:

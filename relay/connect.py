@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 
 from relay.errors import DatabaseUnavailable, Misconfigured
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 CONNECT_S = 1.0
@@ -98,6 +99,39 @@ def append_link(url: str) -> Link:
 def tail_link(url: str) -> Link:
     """For one tailer's blocking reads, with a time-out beyond the block."""
     return Link(url, BLOCK_MS / 1000 + BLOCK_GRACE_S)
+
+
+class Sharing(Generic[K, T]):
+    """One piece of work for all who ask for the same at about the same time.
+
+    An answer is never older than its question: whoever asks while one is being made waits for the next one,
+    which then serves everybody who waits.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[K, asyncio.Future[T]] = {}
+        self._working: dict[K, asyncio.Task[None]] = {}
+
+    async def ask(self, key: K, make: Callable[[], Awaitable[T]]) -> T:
+        """What `make`, which is the same for everybody with this key, returns or raises."""
+        answer = self._waiting.get(key)
+        if answer is None:
+            answer = self._waiting[key] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(_noticed)
+            if key not in self._working:
+                self._working[key] = asyncio.create_task(self._work(key, make))
+        return await asyncio.shield(answer)
+
+    async def _work(self, key: K, make: Callable[[], Awaitable[T]]) -> None:
+        """Until nobody waits."""
+        try:
+            while (answer := self._waiting.pop(key, None)) is not None:
+                try:
+                    answer.set_result(await make())
+                except Exception as error:
+                    answer.set_exception(error)
+        finally:
+            del self._working[key]
 
 
 class SharedLink:

@@ -15,7 +15,7 @@ from relay.http.wire import Wire
 from relay.hub import State, Viewer
 from relay.settings import Settings
 from relay.sse import Frame, Framing, opening, parse_position
-from relay.stream.entry import Record, frame
+from relay.stream.entry import Record
 from relay.stream.keys import shard_of_run
 from relay.stream.replay import Page, Replay
 from relay.stream.tail import Tailer
@@ -117,8 +117,7 @@ class RunViewing(Viewing):
 
     async def _send_page(self, page: Page) -> Message | None:
         """Sends the records, except the end, which comes last of all and is returned as message."""
-        frames = [made for record in page.records if not record.ends_run and (made := frame(record))]
-        await self.write(b"".join(made.block(self.viewer.framing) for made in frames))
+        await self.write(page.blocks(self.viewer.framing))
         if page.records:
             self.viewer.position = page.records[-1].id
         return _end_message(page.end)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import redis.exceptions
 from pydantic_core import from_json
 
-from relay.connect import SharedLink
+from relay.connect import SharedLink, Sharing
 from relay.errors import Unavailable
 from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
-from relay.stream.entry import MalformedEntry, Record, decode
+from relay.sse import Framing
+from relay.stream.entry import MalformedEntry, Record, decode, frame
 from relay.stream.keys import (
     EPOCH_MS,
     MAX_EVENT_ID,
@@ -58,13 +59,22 @@ class Archive(Protocol):
         ...
 
 
-class Page(NamedTuple):
+class Page:
     """Records that follow a position. `end` is the end of the run, where it is among them or at the
     position. `more`: there may be more to read at once."""
 
-    records: Sequence[Record]
-    end: Record | None
-    more: bool
+    def __init__(self, records: Sequence[Record], end: Record | None, *, more: bool) -> None:
+        self.records = records
+        self.end = end
+        self.more = more
+        self._blocks: dict[Framing, bytes] = {}
+
+    def blocks(self, framing: Framing) -> bytes:
+        """The records as viewers of the run get them, but for its end: encoded once for all who share them."""
+        if framing not in self._blocks:
+            frames = [made for record in self.records if not record.ends_run and (made := frame(record))]
+            self._blocks[framing] = b"".join(made.block(framing) for made in frames)
+        return self._blocks[framing]
 
 
 class Snapshot(NamedTuple):
@@ -85,9 +95,15 @@ class Replay:
         self._redis = link
         self._archive = archive
         self._keys = [ShardKeys(shard) for shard in range(shards)]
+        self._pages = Sharing[tuple[str, int], Page | None]()
+        self._ends = Sharing[str, Record | None]()
+        self._logs = Sharing[str, Sequence[Record]]()
 
     async def after(self, run_id: str, position: int) -> Page | None:
         """What follows `position`; None where the position can not be continued from. Raises Unavailable."""
+        return await self._pages.ask((run_id, position), lambda: self._after(run_id, position))
+
+    async def _after(self, run_id: str, position: int) -> Page | None:
         start = str(stream_id(position)) if position != START else "-"
         logged = await self._logged(run_id, start, PAGE + 1)
         if logged and logged[0].id == position:
@@ -101,6 +117,9 @@ class Replay:
 
     async def end(self, run_id: str) -> Record | None:
         """The end of the run, where only late events came after it. Raises Unavailable."""
+        return await self._ends.ask(run_id, lambda: self._end(run_id))
+
+    async def _end(self, run_id: str) -> Record | None:
         latest = await self._logged(run_id, "+", LATE, newest_first=True)
         return _end(latest[::-1])
 
@@ -140,9 +159,7 @@ class Replay:
 
     async def snapshot(self, run_id: str, upto: int = MAX_EVENT_ID) -> Snapshot:
         """The whole run, or what it was when `upto` was the newest id. Raises Unavailable."""
-        logged = list(await self._logged(run_id, "-", PAGE))
-        while logged and (page := await self._logged(run_id, f"({stream_id(logged[-1].id)}", PAGE)):
-            logged += page
+        logged = await self._logs.ask(run_id, lambda: self._log(run_id))
         before = logged[0].id if logged else await self._archive.newest(run_id) + 1
         before = min(before, upto + 1)
         logged = [record for record in logged if record.id <= upto]
@@ -152,6 +169,16 @@ class Replay:
             changes=_changes(logged),
             lists=self._lists(run_id, before, logged),
         )
+
+    async def _log(self, run_id: str) -> Sequence[Record]:
+        """The whole run log."""
+        logged = list(await self._logged(run_id, "-", PAGE))
+        while len(logged) % PAGE == 0 and logged:
+            page = await self._logged(run_id, f"({stream_id(logged[-1].id)}", PAGE)
+            if not page:
+                break
+            logged += page
+        return logged
 
     async def _lists(self, run_id: str, before: int, logged: Sequence[Record]) -> AsyncIterator[bytes]:
         for place, key in enumerate(INITIAL_KEYS):
