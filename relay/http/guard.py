@@ -6,6 +6,8 @@ goes through every second; a request that arrives in one piece is never in it, a
 """
 
 import asyncio
+import socket
+import struct
 from enum import IntEnum
 from typing import Any
 
@@ -137,11 +139,12 @@ class GuardedProtocol(ShortcutProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser, or a callback of it, has raised."""
-        self._refuse(self._refusal or BadRequest("The request is not valid HTTP/1.1."))
+        error = self._refusal or BadRequest("The request is not valid HTTP/1.1.")
+        self._refuse(error, own=self._owed is Owed.BODY)
 
     def overdue(self) -> None:
         """The time for what it owes is over."""
-        if self._noted is Owed.GOODBYE:
+        if self._noted is Owed.GOODBYE or self.transport.is_closing():
             self.transport.abort()
         elif self._owed is Owed.BODY:
             self._refuse(BodyTimeout(), own=True)
@@ -152,13 +155,16 @@ class GuardedProtocol(ShortcutProtocol):
 
     def stalled(self) -> None:
         """The client does not read what it asked for."""
-        self.transport.abort()
+        cut(self.transport)
 
     def leave(self) -> None:
         """Says no more and hears no more, but lets the client read what it was told."""
-        self._note(Owed.GOODBYE)
+        self._noted = Owed.GOODBYE
+        self._guard.owes(self, LINGER_S)
+        if self.transport.is_closing():
+            return
         self.flow.resume_reading()  # what still comes is thrown away
-        if self.transport.can_write_eof() and not self.transport.is_closing():
+        if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
@@ -188,6 +194,8 @@ class GuardedProtocol(ShortcutProtocol):
 
     def _look(self) -> None:
         """After a piece that leaves something to wait for, or ends the wait."""
+        if self._noted is Owed.GOODBYE:
+            return
         cycle: RequestResponseCycle | None = self.cycle
         owed = self._owed
         self._count()
@@ -211,7 +219,7 @@ class GuardedProtocol(ShortcutProtocol):
         elif self._owed is Owed.BODY:
             self._arrived += self._piece
             if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
-                self._refuse(_too_long(guard))
+                self._refuse(_too_long(guard), own=True)
 
     def _note(self, owed: Owed) -> None:
         if self._noted is Owed.GOODBYE or self.transport.is_closing():
@@ -223,17 +231,34 @@ class GuardedProtocol(ShortcutProtocol):
             self._guard.settled(self)
 
     def _refuse(self, error: RelayError, *, own: bool = False) -> None:
-        """Answers, unless an answer is under way already, and hears nothing more. `own`: the error is about
-        the request that is being answered."""
+        """Answers the request that is at fault, or ends the connection after the answers to those before it.
+
+        `own`: it is the last one that the application got.
+        """
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and own and not cycle.response_started:
+        alone = not self.pipeline
+        if cycle is None or (cycle.response_complete and not own):
+            self.transport.write(_answer(problem(error)))
+            self.leave()
+        elif own and alone and not cycle.response_started:
             cycle.disconnected = True  # its own answer would be the second one
             cycle.message_event.set()
-        elif self.transport.is_closing() or own or (cycle is not None and not cycle.response_complete):
+            self.transport.write(_answer(problem(error)))
             self.leave()
-            return
-        self.transport.write(_answer(problem(error)))
-        self.leave()
+        elif cycle.response_complete:
+            self.leave()
+        else:
+            cycle.keep_alive = False
+            self._noted = Owed.GOODBYE
+            self._guard.settled(self)
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """Resets a connection: after a mere close the kernel would keep what the client does not read."""
+    if not transport.is_closing():
+        at_once = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    transport.abort()
 
 
 class _Leaving:
