@@ -68,7 +68,7 @@ def artifact(**changes: Any) -> str:
     return json.dumps({"run_id": "r", "event": EXAMPLES["artifact"] | changes})
 
 
-NOT_JSON = [
+NOT_JSON: list[tuple[int, str, str | bytes]] = [
     (5, "an empty body", ""),
     (5, "spaces only", "   "),
     (6, "truncated", body(step=CANARY)[:-3]),
@@ -91,7 +91,7 @@ NOT_JSON = [
     (11, "100000 levels", deep(100_000)),
 ]
 
-NOT_AN_EVENT = [
+NOT_AN_EVENT: list[tuple[int, str, str] | tuple[int, str, str, str]] = [
     (9, "NaN for progress", body().replace("0.8667", "NaN")),
     (10, "a whole number that browsers can not hold", artifact(file_size=2**53), "/artifact-uploaded"),
     (10, "a whole number far below", artifact(file_size=-(2**70)), "/artifact-uploaded"),
@@ -163,6 +163,13 @@ MEDIA: list[tuple[int, str, dict[str, str | bytes]]] = [
     (24, "a type in no known charset", {"content-type": f"application/json; charset={CANARY}"}),
 ]
 
+KEYS: dict[str, str | bytes] = {
+    "empty": "",
+    "two words": f"{CANARY} {CANARY}",
+    "too long": CANARY.ljust(256, "x"),
+    "not ASCII": b"\xe9",
+}
+
 PUT: dict[str, Any] = {"method": "PUT", "path": "/research-pipeline/runs/run-1"}
 
 CASES = [
@@ -228,12 +235,7 @@ CASES = [
     ),
     *[
         Case(26, f"a key that is {name}", 400, "bad-request", body(), {**JSON, "idempotency-key": key})
-        for name, key in {
-            "empty": "",
-            "two words": f"{CANARY} {CANARY}",
-            "too long": CANARY.ljust(256, "x"),
-            "not ASCII": b"\xe9",
-        }.items()
+        for name, key in KEYS.items()
     ],
     Case(29, "a batch of 1001", 413, "batch-too-long", batch(*[{"event": progress()}] * 1001), path=BATCH),
     *[
@@ -286,10 +288,24 @@ def test_row_11_deep_nesting_costs_next_to_nothing(guarded: Relay) -> None:
     assert (after.user + after.system - before.user - before.system) / 20 < 0.05
 
 
-def test_row_29_names_the_bad_event_of_a_batch(guarded: Relay) -> None:
-    content = batch(*[{"event": progress()}] * 9, {"event": progress(progress=CANARY)})
-    answer = guarded.http.post(BATCH, content=content, headers=JSON)
+def test_row_20_a_body_may_be_as_large_as_the_limit(guarded: Relay) -> None:
+    text = body(details={"text": "x" * 1000})
+    for content in (padded(text, EVENT_BYTES), [padded(text, EVENT_BYTES).encode()]):
+        sent: Any = iter(content) if isinstance(content, list) else content
+        assert guarded.http.post(PATH, content=sent, headers=JSON).status_code == 204
+    whole = padded(batch(*[{"event": progress()}] * 1000), BATCH_BYTES)
+    assert guarded.http.post(BATCH, content=whole, headers=JSON).status_code == 204
+
+
+def test_row_29_of_a_batch_with_a_bad_event_that_one_is_named_and_nothing_stored(guarded: Relay) -> None:
+    run_id = new_run_id()
+    guarded.claim(run_id)
+    good = [{"run_id": run_id, "event": progress(number)} for number in range(9)]
+    bad = {"run_id": run_id, "event": progress(progress=CANARY)}
+    answer = guarded.http.post(BATCH, content=batch(*good, bad), headers=JSON)
     assert {error["loc"][0] for error in answer.json()["errors"]} == {9}
+    assert guarded.http.post(BATCH, content=batch(*good), headers=JSON).status_code == 204
+    assert len(guarded.archived(run_id, 9)) == 9
 
 
 def test_row_32_says_which_methods_there_are(guarded: Relay) -> None:

@@ -138,7 +138,7 @@ def test_groups_with_new_runs_beyond_the_quota_are_refused_alone(opened: redis.R
     assert [answer > 0 for answer in answers] == [True, False, True, False, True]
     assert answers[1] == answers[3] == -2
     assert [text for _, text in entries(opened, KEYS.log)] == ["1", "2", "3", "4", "5", "6"]
-    assert set(opened.keys(KEYS.run("*"))) == {KEYS.run(run).encode() for run in "abc"}  # type: ignore[arg-type]
+    assert set(opened.keys(KEYS.run("*"))) == {KEYS.run(run).encode() for run in "abc"}
     assert not opened.exists(KEYS.once("k"))
     assert append(opened, (None, "", [("a", "7")]), quota=1) > [0], "a run that is there is not new"
 
