@@ -86,10 +86,9 @@ class GuardedProtocol(ShortcutProtocol):
     """uvicorn's protocol, with bounds on heads and on time, and its refusals as problems."""
 
     transport: asyncio.Transport
-    _owed = Owed.NOTHING
-    _noted = Owed.NOTHING
+    _noted = Owed.HEAD
     _refusal: RelayError | None = None
-    _begun = False
+    _message: Any = None  # the last one that did not come in one piece
     _piece = 0
     _arrived = 0
 
@@ -107,27 +106,33 @@ class GuardedProtocol(ShortcutProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._noted is Owed.GOODBYE:
+        if self._noted and self._noted is Owed.GOODBYE:
             return
         self._piece = len(data)
         super().data_received(data)
-        if self._owed or self._noted or self.cycle.response_complete:
+        cycle: RequestResponseCycle | None = self.cycle
+        if (
+            self._noted
+            or cycle is None
+            or cycle.scope is not self.scope
+            or cycle.more_body
+            or cycle.response_complete
+        ):
             self._look()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._owed = Owed.HEAD
-        self._begun = True
-        self._arrived = 0
-
     def on_headers_complete(self) -> None:
-        self._check_head()
+        guard, headers = self._guard, self.headers
+        if len(headers) > guard.header_count:
+            self._fail(_too_many(guard))
+        if self._piece > guard.header_bytes or self._message is self.scope:
+            self._check_length()
+        hosts = 0
+        for name, _ in headers:
+            if name == b"host":
+                hosts += 1
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self._fail(BadRequest("A request has to have one Host header, and not more than one."))
         super().on_headers_complete()
-        self._owed = Owed.BODY
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._owed = Owed.NOTHING
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -140,15 +145,16 @@ class GuardedProtocol(ShortcutProtocol):
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser, or a callback of it, has raised."""
         error = self._refusal or BadRequest("The request is not valid HTTP/1.1.")
-        self._refuse(error, own=self._owed is Owed.BODY)
+        self._refuse(error, own=self._owed() is Owed.BODY)
 
     def overdue(self) -> None:
         """The time for what it owes is over."""
+        owed = self._owed()
         if self._noted is Owed.GOODBYE or self.transport.is_closing():
             self.transport.abort()
-        elif self._owed is Owed.BODY:
+        elif owed is Owed.BODY:
             self._refuse(BodyTimeout(), own=True)
-        elif self._owed is Owed.HEAD:
+        elif owed is Owed.HEAD and self.scope:
             self._refuse(HeadTimeout())
         else:
             self.leave()
@@ -169,57 +175,25 @@ class GuardedProtocol(ShortcutProtocol):
         else:
             self.transport.close()
 
-    def _check_head(self) -> None:
-        """Raises what is wrong with the head that has just arrived; its request is then never begun."""
-        headers, guard = self.headers, self._guard
-        if len(headers) > guard.header_count:
-            self._fail(_too_many(guard))
-        if (self._piece > guard.header_bytes or not self._begun) and self._head_bytes() > guard.header_bytes:
-            self._fail(_too_long(guard))
-        hosts = 0
-        for name, _ in headers:
-            if name == b"host":
-                hosts += 1
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            self._fail(BadRequest("A request has to have one Host header, and not more than one."))
-
-    def _fail(self, error: RelayError) -> None:
-        self._refusal = error
-        raise error
-
-    def _head_bytes(self) -> int:
-        """The size of what is parsed of the head, written without needless blanks."""
-        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
-        return request_line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
+    def _owed(self) -> Owed:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            return Owed.HEAD
+        if cycle.more_body:
+            return Owed.BODY
+        return Owed.NEXT if cycle.response_complete else Owed.NOTHING
 
     def _look(self) -> None:
         """After a piece that leaves something to wait for, or ends the wait."""
         if self._noted is Owed.GOODBYE:
             return
-        cycle: RequestResponseCycle | None = self.cycle
-        owed = self._owed
-        self._count()
-        if not owed and cycle is None:
-            return  # blank lines, and no request yet
-        if not owed and cycle is not None and cycle.response_complete:
-            owed = Owed.NEXT  # each piece of data stops uvicorn's own timer for that
-        if owed is not self._noted or self._begun:
+        owed, news = self._owed(), self._message is not self.scope
+        self._count(owed, news)
+        if owed is not self._noted or news:
             self._note(owed)
-        if owed is Owed.BODY and cycle is not None:
-            cycle.transport = _Leaving(self)  # type: ignore[assignment]
-        self._begun = False
-
-    def _count(self) -> None:
-        """Bounds what a request that is not all there may hold in memory, also in trailers."""
-        guard = self._guard
-        if self._owed is Owed.HEAD:
-            self._arrived = self._head_bytes() if self._begun else self._arrived + self._piece
-            if self._arrived > guard.header_bytes:
-                self._refuse(_too_long(guard))
-        elif self._owed is Owed.BODY:
-            self._arrived += self._piece
-            if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
-                self._refuse(_too_long(guard), own=True)
+        self._message = self.scope
+        if owed is Owed.BODY:
+            self.cycle.transport = _Leaving(self)  # type: ignore[assignment]
 
     def _note(self, owed: Owed) -> None:
         if self._noted is Owed.GOODBYE or self.transport.is_closing():
@@ -229,6 +203,32 @@ class GuardedProtocol(ShortcutProtocol):
             self._guard.owes(self, self._guard.times.get(owed, self.timeout_keep_alive))
         else:
             self._guard.settled(self)
+
+    def _count(self, owed: Owed, news: bool) -> None:
+        """Bounds what a request that is not all there may hold in memory, also in trailers."""
+        guard = self._guard
+        if owed is Owed.HEAD:
+            self._arrived = self._head_bytes() if news else self._arrived + self._piece
+            if self._arrived > guard.header_bytes:
+                self._refuse(_too_long(guard))
+        elif owed is Owed.BODY:
+            self._arrived = self._piece if news else self._arrived + self._piece
+            if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
+                self._refuse(_too_long(guard), own=True)
+
+    def _fail(self, error: RelayError) -> None:
+        """What is wrong with the head that has just arrived. Its request is never begun."""
+        self._refusal = error
+        raise error
+
+    def _check_length(self) -> None:
+        if self._head_bytes() > self._guard.header_bytes:
+            self._fail(_too_long(self._guard))
+
+    def _head_bytes(self) -> int:
+        """The size of what is parsed of the head, written without needless blanks."""
+        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        return request_line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
 
     def _refuse(self, error: RelayError, *, own: bool = False) -> None:
         """Answers the request that is at fault, or ends the connection after the answers to those before it.
