@@ -48,8 +48,7 @@ class Guard:
         self.message_bytes = 2 * max(settings.batch_bytes, settings.event_bytes) + settings.header_bytes
         self.times = {
             Owed.HEAD: settings.header_timeout_s,
-            # The application goes first, where it reads the body: it knows the outcome.
-            Owed.BODY: settings.body_timeout_s + SWEEP_S,
+            Owed.BODY: settings.body_timeout_s,
             Owed.GOODBYE: LINGER_S,
         }
         self._slow_reader_s = settings.slow_viewer_s

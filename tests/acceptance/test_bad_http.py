@@ -158,7 +158,7 @@ SLOW = {
 def test_row_45_a_client_that_takes_its_time_is_closed_by_a_deadline(
     guarded: Relay, begin: bytes, drop: bytes, status: bytes
 ) -> None:
-    """Two seconds here, and one more for a body that the application does not read."""
+    """Two seconds here, and one more until somebody looks."""
     began = time.monotonic()
     with connect(guarded) as connection:
         connection.sendall(begin)
