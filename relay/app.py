@@ -129,6 +129,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.api_docs else None,
         redoc_url=None,
+        generate_unique_id_function=document.operation_id,
     )
     access = Access(settings, lambda: now().ownership)
     writers = webhooks.Writers(settings)

@@ -1,10 +1,12 @@
 """The OpenAPI document: what the routes do not say by themselves, so that it can be taken at its word."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from relay.http.problems import MEDIA_TYPE
@@ -81,6 +83,11 @@ def body_of(adapter: TypeAdapter[Any], *, flat: bool = False) -> dict[str, Any]:
         "not": {"required": ["event"]},
     }
     return {"anyOf": [alone, schema], "$defs": definitions}
+
+
+def operation_id(route: APIRoute) -> str:
+    """The path in words; it has one operation. (FastAPI takes a method from a set, which has no order.)"""
+    return re.sub(r"\W+", "_", route.path_format).strip("_")
 
 
 def install(app: FastAPI) -> None:

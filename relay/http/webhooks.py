@@ -181,7 +181,9 @@ def router(
         writers.check(first_headers(request.scope["headers"]))
         writers.take()
 
-    schemas: dict[str, Any] = {BATCH_PATH: body_of(BATCH)}
+    schemas: dict[str, Any] = {
+        BATCH_PATH: {**body_of(BATCH), "minItems": 1, "maxItems": settings.batch_events}
+    }
     for name, kind in REGISTRY.items():
         schemas[PREFIX + kind.path] = body_of(WEBHOOKS[name], flat=kind.flat)
         schemas[RUN_PREFIX + kind.path] = body_of(RUN_WEBHOOKS[name], flat=kind.flat)
