@@ -87,7 +87,7 @@ class GuardedProtocol(ShortcutProtocol):
     transport: asyncio.Transport
     _noted = Owed.HEAD
     _refusal: RelayError | None = None
-    _message: Any = None  # the last one that did not come in one piece
+    _message: Any = None  # the headers of the last one that did not come in one piece
     _piece = 0
     _arrived = 0
 
@@ -110,20 +110,14 @@ class GuardedProtocol(ShortcutProtocol):
         self._piece = len(data)
         super().data_received(data)
         cycle: RequestResponseCycle | None = self.cycle
-        if (
-            self._noted
-            or cycle is None
-            or cycle.scope is not self.scope
-            or cycle.more_body
-            or cycle.response_complete
-        ):
+        if self._noted or self.in_head or cycle is None or cycle.more_body or cycle.response_complete:
             self._look()
 
     def on_headers_complete(self) -> None:
         guard, headers = self._guard, self.headers
         if len(headers) > guard.header_count:
             self._fail(_too_many(guard))
-        if self._piece > guard.header_bytes or self._message is self.scope:
+        if self._piece > guard.header_bytes or self._message is headers:
             self._check_length()
         hosts = 0
         for name, _ in headers:
@@ -143,6 +137,7 @@ class GuardedProtocol(ShortcutProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser, or a callback of it, has raised."""
+        self._shortcut = None
         error = self._refusal or BadRequest("The request is not valid HTTP/1.1.")
         self._refuse(error, own=self._owed() is Owed.BODY)
 
@@ -153,7 +148,7 @@ class GuardedProtocol(ShortcutProtocol):
             self.transport.abort()
         elif owed is Owed.BODY:
             self._refuse(BodyTimeout(), own=True)
-        elif owed is Owed.HEAD and self.scope:
+        elif self.in_head:
             self._refuse(HeadTimeout())
         else:
             self.leave()
@@ -176,7 +171,7 @@ class GuardedProtocol(ShortcutProtocol):
 
     def _owed(self) -> Owed:
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.scope is not self.scope:
+        if self.in_head or cycle is None:
             return Owed.HEAD
         if cycle.more_body:
             return Owed.BODY
@@ -186,11 +181,11 @@ class GuardedProtocol(ShortcutProtocol):
         """After a piece that leaves something to wait for, or ends the wait."""
         if self._noted is Owed.GOODBYE:
             return
-        owed, news = self._owed(), self._message is not self.scope
+        owed, news = self._owed(), self._message is not self.headers
         self._count(owed, news)
         if owed is not self._noted or news:
             self._note(owed)
-        self._message = self.scope
+        self._message = self.headers
         if owed is Owed.BODY:
             self.cycle.transport = _Leaving(self)  # type: ignore[assignment]
 
