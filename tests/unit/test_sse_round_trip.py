@@ -93,9 +93,9 @@ def test_any_text_gets_to_the_page(
 ) -> None:
     frames = [frame_of(number, value, raw) for number, value in enumerate(values)]
     news = Burst(frames[:2]), *(Burst([made]) for made in frames[2:])
-    chunks = [chunk(sse.greeting(1000)), *(burst.wire(framing, True) for burst in news), b"0\r\n\r\n"]
+    chunks = [chunk(sse.greeting(1000)), *(burst.encode(2 * framing + 1) for burst in news), b"0\r\n\r\n"]
     body = unchunked(chunk(sse.KEEP_ALIVE).join(chunks[:-1]) + chunks[-1])
-    plain = sse.KEEP_ALIVE.join([sse.greeting(1000), *(burst.wire(framing, False) for burst in news)])
+    plain = sse.KEEP_ALIVE.join([sse.greeting(1000), *(burst.encode(2 * framing) for burst in news)])
     assert body == plain, "both ways of writing carry the same"
 
     messages = handed_out(body, cuts)
