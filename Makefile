@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench check install debian clean
+.PHONY: demo test bench check schemathesis install debian clean
 
 demo: install
 	$(BIN)/relay demo
@@ -30,6 +30,10 @@ $(VENV)/installed: requirements.txt pyproject.toml clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e clients/python -e .
 	touch $@
+
+# The API document against the server, with so many cases for each operation.
+schemathesis: install
+	CASES=$(or $(CASES),1000) $(BIN)/pytest tests/acceptance/test_schemathesis.py --override-ini timeout=0 -q -s $(ARGS)
 
 # What some tests need beside Python: two browsers, and a Redis 7 next to Valkey.
 debian:

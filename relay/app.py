@@ -9,7 +9,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import redis.exceptions
 from fastapi import FastAPI, Path, Query, Response
@@ -20,8 +20,8 @@ from relay.auth import Ownership
 from relay.connect import Database, SharedLink
 from relay.errors import NotStored, RelayError
 from relay.history import History
+from relay.http import document, ops, problems, webhooks
 from relay.http import history as history_routes
-from relay.http import ops, problems, webhooks
 from relay.http.access import Access
 from relay.http.asgi import HandOff
 from relay.http.conversation import ConversationStream
@@ -32,11 +32,15 @@ from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.settings import Settings
+from relay.sse import CONTENT_TYPE
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
 from relay.stream.tail import Tailer
 
 log = logging.getLogger(__name__)
+
+_STREAM: dict[str, Any] = {"content": {CONTENT_TYPE: {}}}
+POSITIONS = r"^[0-9]{1,16}(\.[0-9]{1,16})*$"
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.api_docs else None,
         redoc_url=None,
+        generate_unique_id_function=document.operation_id,
     )
     access = Access(settings, lambda: now().ownership)
     writers = webhooks.Writers(settings)
@@ -140,13 +145,17 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         methods=["GET", "HEAD"],
         tags=["live"],
         summary="A run as it happens",
-        responses={200: {"content": {"text/event-stream": {}}}, 204: {"description": "The run is over"}},
+        response_class=Response,
+        responses={200: _STREAM, 204: {"description": "The run is over"}},
     )
     async def events(
-        conversation_id: Annotated[str, Path()],
-        run_id: Annotated[str, Path()],
+        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
+        run_id: Annotated[str, Path(json_schema_extra=document.RUN_PARAMETER)],
         resume: Annotated[bool, Query(description="Blocks carry ids")] = False,
-        last_event_id: Annotated[str | None, Query(description="Go on after this event")] = None,
+        last_event_id: Annotated[
+            str | None,
+            Query(description="Go on after this event", json_schema_extra={"pattern": "^[0-9]{1,16}$"}),
+        ] = None,
     ) -> Response:
         return HandOff(live)
 
@@ -157,15 +166,20 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         methods=["GET", "HEAD"],
         tags=["live"],
         summary="All runs of a conversation as they happen",
-        responses={200: {"content": {"text/event-stream": {}}}},
+        response_class=Response,
+        responses={200: _STREAM},
     )
     async def conversation_events(
-        conversation_id: Annotated[str, Path()],
-        last_event_id: Annotated[str | None, Query(description="Go on after this position")] = None,
+        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
+        last_event_id: Annotated[
+            str | None,
+            Query(description="Go on after this position", json_schema_extra={"pattern": POSITIONS}),
+        ] = None,
     ) -> Response:
         return HandOff(conversation)
 
     problems.install(app)
+    document.install(app)
     return FastLane(app, {path: hook for path, hook in hooks.items() if "{" not in path}, live)
 
 

@@ -100,12 +100,13 @@ class Settings(StoreSettings):
         "for its first event, so a flood of made-up run ids ends at about 100 MB.",
     )
     viewers_per_user: int = Field(
-        2_000,
+        8_000,
         gt=0,
-        description="Streams that one user may have open at one worker, so that nobody takes all places.",
+        description="Streams that one user may have open at one worker, so that nobody takes all places. A "
+        "run's viewers are one user, its owner, on however many screens.",
     )
     viewers_per_worker: int = Field(
-        10_000,
+        20_000,
         gt=0,
         description="Streams open at one worker: each takes about 20 kB and a file. What the limit of open "
         "files leaves counts where it is less.",

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from relay.http.protocol import EXTENSION
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
@@ -62,16 +63,22 @@ async def read_body(scope: Scope, receive: Receive, limit: int, timeout_s: float
     declared = header(scope, b"content-length")
     if declared is not None and int(declared) > limit:
         raise _too_large(limit)
+    if EXTENSION in scope.get("extensions", ()):  # there the connection's guard has an eye on the time
+        return await _whole(receive, limit)
     try:
         async with asyncio.timeout(timeout_s):
-            message = await receive()
-            if not message.get("more_body") and message["type"] == "http.request":
-                body: bytes = message.get("body", b"")
-                _check_length(body, limit)
-                return body
-            return await _rest(message, receive, limit)
+            return await _whole(receive, limit)
     except TimeoutError as error:
         raise BodyTimeout from error
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
+    message = await receive()
+    if not message.get("more_body") and message["type"] == "http.request":
+        body: bytes = message.get("body", b"")
+        _check_length(body, limit)
+        return body
+    return await _rest(message, receive, limit)
 
 
 async def _rest(message: Message, receive: Receive, limit: int) -> bytes:

@@ -6,6 +6,8 @@ goes through every second; a request that arrives in one piece is never in it, a
 """
 
 import asyncio
+import socket
+import struct
 from enum import IntEnum
 from typing import Any
 
@@ -46,8 +48,7 @@ class Guard:
         self.message_bytes = 2 * max(settings.batch_bytes, settings.event_bytes) + settings.header_bytes
         self.times = {
             Owed.HEAD: settings.header_timeout_s,
-            # The application goes first, where it reads the body: it knows the outcome.
-            Owed.BODY: settings.body_timeout_s + SWEEP_S,
+            Owed.BODY: settings.body_timeout_s,
             Owed.GOODBYE: LINGER_S,
         }
         self._slow_reader_s = settings.slow_viewer_s
@@ -84,10 +85,9 @@ class GuardedProtocol(ShortcutProtocol):
     """uvicorn's protocol, with bounds on heads and on time, and its refusals as problems."""
 
     transport: asyncio.Transport
-    _owed = Owed.NOTHING
-    _noted = Owed.NOTHING
+    _noted = Owed.HEAD
     _refusal: RelayError | None = None
-    _begun = False
+    _message: Any = None  # the headers of the last one that did not come in one piece
     _piece = 0
     _arrived = 0
 
@@ -105,27 +105,27 @@ class GuardedProtocol(ShortcutProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._noted is Owed.GOODBYE:
+        if self._noted and self._noted is Owed.GOODBYE:
             return
         self._piece = len(data)
         super().data_received(data)
-        if self._owed or self._noted or self.cycle.response_complete:
+        cycle: RequestResponseCycle | None = self.cycle
+        if self._noted or self.in_head or cycle is None or cycle.more_body or cycle.response_complete:
             self._look()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._owed = Owed.HEAD
-        self._begun = True
-        self._arrived = 0
-
     def on_headers_complete(self) -> None:
-        self._check_head()
+        guard, headers = self._guard, self.headers
+        if len(headers) > guard.header_count:
+            self._fail(_too_many(guard))
+        if self._piece > guard.header_bytes or self._message is headers:
+            self._check_length()
+        hosts = 0
+        for name, _ in headers:
+            if name == b"host":
+                hosts += 1
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self._fail(BadRequest("A request has to have one Host header, and not more than one."))
         super().on_headers_complete()
-        self._owed = Owed.BODY
-
-    def on_message_complete(self) -> None:
-        super().on_message_complete()
-        self._owed = Owed.NOTHING
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -137,81 +137,57 @@ class GuardedProtocol(ShortcutProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser, or a callback of it, has raised."""
-        self._refuse(self._refusal or BadRequest("The request is not valid HTTP/1.1."))
+        self._shortcut = None
+        error = self._refusal or BadRequest("The request is not valid HTTP/1.1.")
+        self._refuse(error, own=self._owed() is Owed.BODY)
 
     def overdue(self) -> None:
         """The time for what it owes is over."""
-        if self._noted is Owed.GOODBYE:
+        owed = self._owed()
+        if self._noted is Owed.GOODBYE or self.transport.is_closing():
             self.transport.abort()
-        elif self._owed is Owed.BODY:
+        elif owed is Owed.BODY:
             self._refuse(BodyTimeout(), own=True)
-        elif self._owed is Owed.HEAD:
+        elif self.in_head:
             self._refuse(HeadTimeout())
         else:
             self.leave()
 
     def stalled(self) -> None:
         """The client does not read what it asked for."""
-        self.transport.abort()
+        cut(self.transport)
 
     def leave(self) -> None:
         """Says no more and hears no more, but lets the client read what it was told."""
-        self._note(Owed.GOODBYE)
+        self._noted = Owed.GOODBYE
+        self._guard.owes(self, LINGER_S)
+        if self.transport.is_closing():
+            return
         self.flow.resume_reading()  # what still comes is thrown away
-        if self.transport.can_write_eof() and not self.transport.is_closing():
+        if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
 
-    def _check_head(self) -> None:
-        """Raises what is wrong with the head that has just arrived; its request is then never begun."""
-        headers, guard = self.headers, self._guard
-        if len(headers) > guard.header_count:
-            self._fail(_too_many(guard))
-        if (self._piece > guard.header_bytes or not self._begun) and self._head_bytes() > guard.header_bytes:
-            self._fail(_too_long(guard))
-        hosts = 0
-        for name, _ in headers:
-            if name == b"host":
-                hosts += 1
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            self._fail(BadRequest("A request has to have one Host header, and not more than one."))
-
-    def _fail(self, error: RelayError) -> None:
-        self._refusal = error
-        raise error
-
-    def _head_bytes(self) -> int:
-        """The size of what is parsed of the head, written without needless blanks."""
-        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
-        return request_line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
+    def _owed(self) -> Owed:
+        cycle: RequestResponseCycle | None = self.cycle
+        if self.in_head or cycle is None:
+            return Owed.HEAD
+        if cycle.more_body:
+            return Owed.BODY
+        return Owed.NEXT if cycle.response_complete else Owed.NOTHING
 
     def _look(self) -> None:
         """After a piece that leaves something to wait for, or ends the wait."""
-        cycle: RequestResponseCycle | None = self.cycle
-        owed = self._owed
-        self._count()
-        if not owed and cycle is None:
-            return  # blank lines, and no request yet
-        if not owed and cycle is not None and cycle.response_complete:
-            owed = Owed.NEXT  # each piece of data stops uvicorn's own timer for that
-        if owed is not self._noted or self._begun:
+        if self._noted is Owed.GOODBYE:
+            return
+        owed, news = self._owed(), self._message is not self.headers
+        self._count(owed, news)
+        if owed is not self._noted or news:
             self._note(owed)
-        if owed is Owed.BODY and cycle is not None:
-            cycle.transport = _Leaving(self)  # type: ignore[assignment]
-        self._begun = False
-
-    def _count(self) -> None:
-        """Bounds what a request that is not all there may hold in memory, also in trailers."""
-        guard = self._guard
-        if self._owed is Owed.HEAD:
-            self._arrived = self._head_bytes() if self._begun else self._arrived + self._piece
-            if self._arrived > guard.header_bytes:
-                self._refuse(_too_long(guard))
-        elif self._owed is Owed.BODY:
-            self._arrived += self._piece
-            if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
-                self._refuse(_too_long(guard))
+        self._message = self.headers
+        if owed is Owed.BODY:
+            self.cycle.transport = _Leaving(self)  # type: ignore[assignment]
 
     def _note(self, owed: Owed) -> None:
         if self._noted is Owed.GOODBYE or self.transport.is_closing():
@@ -222,18 +198,61 @@ class GuardedProtocol(ShortcutProtocol):
         else:
             self._guard.settled(self)
 
+    def _count(self, owed: Owed, news: bool) -> None:
+        """Bounds what a request that is not all there may hold in memory, also in trailers."""
+        guard = self._guard
+        if owed is Owed.HEAD:
+            self._arrived = self._head_bytes() if news else self._arrived + self._piece
+            if self._arrived > guard.header_bytes:
+                self._refuse(_too_long(guard))
+        elif owed is Owed.BODY:
+            self._arrived = self._piece if news else self._arrived + self._piece
+            if self._arrived > guard.message_bytes or len(self.headers) > guard.header_count:
+                self._refuse(_too_long(guard), own=True)
+
+    def _fail(self, error: RelayError) -> None:
+        """What is wrong with the head that has just arrived. Its request is never begun."""
+        self._refusal = error
+        raise error
+
+    def _check_length(self) -> None:
+        if self._head_bytes() > self._guard.header_bytes:
+            self._fail(_too_long(self._guard))
+
+    def _head_bytes(self) -> int:
+        """The size of what is parsed of the head, written without needless blanks."""
+        request_line = len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")
+        return request_line + sum(len(name) + len(value) + 4 for name, value in self.headers) + 2
+
     def _refuse(self, error: RelayError, *, own: bool = False) -> None:
-        """Answers, unless an answer is under way already, and hears nothing more. `own`: the error is about
-        the request that is being answered."""
+        """Answers the request that is at fault, or ends the connection after the answers to those before it.
+
+        `own`: it is the last one that the application got.
+        """
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is not None and own and not cycle.response_started:
+        alone = not self.pipeline
+        if cycle is None or (cycle.response_complete and not own):
+            self.transport.write(_answer(problem(error)))
+            self.leave()
+        elif own and alone and not cycle.response_started:
             cycle.disconnected = True  # its own answer would be the second one
             cycle.message_event.set()
-        elif self.transport.is_closing() or own or (cycle is not None and not cycle.response_complete):
+            self.transport.write(_answer(problem(error)))
             self.leave()
-            return
-        self.transport.write(_answer(problem(error)))
-        self.leave()
+        elif cycle.response_complete:
+            self.leave()
+        else:
+            cycle.keep_alive = False
+            self._noted = Owed.GOODBYE
+            self._guard.settled(self)
+
+
+def cut(transport: asyncio.Transport) -> None:
+    """Resets a connection: after a mere close the kernel would keep what the client does not read."""
+    if not transport.is_closing():
+        at_once = struct.pack("ii", 1, 0)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    transport.abort()
 
 
 class _Leaving:

@@ -15,14 +15,15 @@ from relay.events.registry import TABLES
 from relay.history import PAGE, History
 from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES
+from relay.http.document import CONVERSATION_PARAMETER, RUN_PARAMETER
 from relay.settings import Settings
 from relay.stream.keys import MAX_EVENT_ID, START
 from relay.stream.replay import Replay
 
 RUN = "/conversations/{conversation_id}/idea/research-run/{run_id}"
 
-Conversation = Annotated[int, Path()]
-RunPath = Annotated[str, Path()]
+Conversation = Annotated[int, Path(json_schema_extra=CONVERSATION_PARAMETER)]
+RunPath = Annotated[str, Path(json_schema_extra=RUN_PARAMETER)]
 After = Annotated[int, Query(ge=START, le=MAX_EVENT_ID, description="Only events with a higher id")]
 Limit = Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")]
 

@@ -27,6 +27,8 @@ class ShortcutProtocol(HttpToolsProtocol):
     """uvicorn's protocol for an application that offers `shortcuts`, by their URLs."""
 
     transport: asyncio.Transport
+    in_head = False
+    """Whether a request has begun whose headers are not all there."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,10 +46,12 @@ class ShortcutProtocol(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self.in_head = True
         self._shortcut = None
         self._body = b""
 
     def on_headers_complete(self) -> None:
+        self.in_head = False
         shortcut = self._shortcuts.get(self.url)
         if (
             shortcut is not None
@@ -108,6 +112,7 @@ class _Answering:
     connection wait for it, and a server that shuts down lets it finish. There is one for each connection."""
 
     message_event = asyncio.Event()  # nobody waits for it
+    more_body = False
 
     def __init__(self, protocol: ShortcutProtocol) -> None:
         self._protocol = protocol

@@ -29,7 +29,8 @@ from relay.events.intake import (
 )
 from relay.events.registry import REGISTRY
 from relay.http.asgi import JSON, NDJSON, HandOff, Headers, check_media_type, first_headers, read_body
-from relay.http.problems import MEDIA_TYPE, problem
+from relay.http.document import RUN_PARAMETER, body_of
+from relay.http.problems import problem
 from relay.http.rate import Rate
 from relay.http.shortcut import Answer
 from relay.settings import Settings
@@ -180,10 +181,12 @@ def router(
         writers.check(first_headers(request.scope["headers"]))
         writers.take()
 
-    schemas: dict[str, Any] = {BATCH_PATH: BATCH.json_schema()}
+    schemas: dict[str, Any] = {
+        BATCH_PATH: {**body_of(BATCH), "minItems": 1, "maxItems": settings.batch_events}
+    }
     for name, kind in REGISTRY.items():
-        schemas[PREFIX + kind.path] = WEBHOOKS[name].json_schema()
-        schemas[RUN_PREFIX + kind.path] = RUN_WEBHOOKS[name].json_schema()
+        schemas[PREFIX + kind.path] = body_of(WEBHOOKS[name], flat=kind.flat)
+        schemas[RUN_PREFIX + kind.path] = body_of(RUN_WEBHOOKS[name], flat=kind.flat)
     for path, app in apps.items():
         routes.add_api_route(
             path,
@@ -191,11 +194,9 @@ def router(
             methods=["POST"],
             status_code=204,
             summary=f"Store {'a batch of events' if path == BATCH_PATH else 'one event'}",
-            responses=_PROBLEMS,
             openapi_extra={
                 "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[path]}}},
                 "parameters": [_KEY_PARAMETER, *([_RUN_PARAMETER] if "{" in path else [])],
-                "security": [{"webhookToken": []}],
             },
             name=path,
         )
@@ -204,14 +205,12 @@ def router(
         "/research-pipeline/runs/{run_id}",
         status_code=204,
         summary="Make a run known, with its owner",
-        responses=_PROBLEMS,
         dependencies=[Depends(check_writer)],
         openapi_extra={
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": RunClaim.model_json_schema()}},
             },
-            "security": [{"webhookToken": []}],
         },
     )
     async def claim(request: Request, run_id: Annotated[str, Path(pattern=f"^{RUN_ID}$")]) -> Response:
@@ -233,31 +232,11 @@ def _hand_off(app: ASGIApp) -> Callable[[], Response]:
     return endpoint  # type: ignore[return-value]
 
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": what,
-        "content": {
-            MEDIA_TYPE: {"schema": {"type": "object", "required": ["type", "title", "status", "detail"]}}
-        },
-    }
-    for status, what in {
-        400: "The body is not JSON",
-        401: "The token is missing or wrong",
-        409: "It contradicts what is stored",
-        413: "The body is too large",
-        415: "The body has another type",
-        422: "The body does not have the right form",
-        429: "A limit is reached: send it again later, after Retry-After",
-        500: "The server has no token configured",
-        503: "Not stored, or the outcome is unknown: send it again",
-    }.items()
-}
-
 _RUN_PARAMETER = {
     "name": "run_id",
     "in": "path",
     "required": True,
-    "schema": {"type": "string", "pattern": f"^{RUN_ID}$"},
+    "schema": RUN_PARAMETER,
 }
 
 _KEY_PARAMETER = {
@@ -265,5 +244,5 @@ _KEY_PARAMETER = {
     "in": "header",
     "required": False,
     "description": "Makes a retry safe: the same key and payload are stored once.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }

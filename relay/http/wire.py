@@ -7,13 +7,12 @@ A viewer's own task sends what lies in the past, with backpressure. The hub writ
 import asyncio
 import contextlib
 import os
-import socket
-import struct
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
+from relay.http.guard import cut
 from relay.http.protocol import EXTENSION, StreamingProtocol
 from relay.hub import Sink, Viewer, Wake
 
@@ -102,11 +101,7 @@ class DirectWire:
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     def abort(self) -> None:
-        """Resets the connection: after a mere close the kernel would keep what the client does not read."""
-        if not self._transport.is_closing():
-            at_once = struct.pack("ii", 1, 0)
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-            self._transport.abort()
+        cut(self._transport)
 
 
 class BufferedWire:

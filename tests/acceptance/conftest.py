@@ -19,6 +19,13 @@ def relay(directory: Path) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="session")
+def guarded(directory: Path) -> Iterator[Relay]:
+    """A product of its own for bad input, which does not wait for long."""
+    with relay_up(directory / "guarded", RELAY_BODY_TIMEOUT_S="2", RELAY_HEADER_TIMEOUT_S="2") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
 def plain(relay: Relay, directory: Path) -> Iterator[Relay]:
     """The same product behind an ASGI server that knows nothing of ours."""
     with listen("127.0.0.1", 0) as probe:

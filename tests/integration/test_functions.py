@@ -113,16 +113,55 @@ def test_keys_are_forgotten_after_a_while(opened: redis.Redis) -> None:
     assert 0 < left <= REMEMBER_MS
 
 
-@pytest.mark.parametrize("spoilt", ["run", "once", "log"])
+@pytest.mark.parametrize("spoilt", ["run", "once", "log", "runs"])
 def test_where_anything_is_wrong_nothing_is_written(opened: redis.Redis, spoilt: str) -> None:
     append(opened, (None, "", [("a", "1")]))
-    key = {"run": KEYS.run("b"), "once": KEYS.once("k"), "log": KEYS.log}[spoilt]
+    key = {"run": KEYS.run("b"), "once": KEYS.once("k"), "log": KEYS.log, "runs": KEYS.runs}[spoilt]
     opened.delete(key)
     opened.hset(key, "not", "what it should be")
     before = everything(opened)
     with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
         append(opened, (None, "", [("a", "2")]), ("k", "digest", [("b", "3")]))
     assert everything(opened) == before
+
+
+def test_groups_with_new_runs_beyond_the_quota_are_refused_alone(opened: redis.Redis) -> None:
+    answers = append(
+        opened,
+        (None, "", [("a", "1"), ("b", "2"), ("a", "3")]),
+        ("k", "digest", [("a", "no"), ("c", "no"), ("d", "no")]),
+        (None, "", [("c", "4")]),
+        (None, "", [("d", "no")]),
+        (None, "", [("c", "5"), ("b", "6")]),
+        quota=3,
+    )
+    assert [answer > 0 for answer in answers] == [True, False, True, False, True]
+    assert answers[1] == answers[3] == -2
+    assert [text for _, text in entries(opened, KEYS.log)] == ["1", "2", "3", "4", "5", "6"]
+    assert set(opened.keys(KEYS.run("*"))) == {KEYS.run(run).encode() for run in "abc"}
+    assert not opened.exists(KEYS.once("k"))
+    assert append(opened, (None, "", [("a", "7")]), quota=1) > [0], "a run that is there is not new"
+
+
+def test_runs_without_a_log_make_room_when_it_is_time_to_look(opened: redis.Redis) -> None:
+    append(opened, (None, "", [(run, "1") for run in "abc"]), quota=3)
+    opened.delete(KEYS.run("a"), KEYS.run("b"))
+    opened.pexpire(KEYS.run("c"), 600_000)
+    assert append(opened, (None, "", [("d", "no")]), quota=3) == [-2], "it is too soon to look"
+    opened.zadd(KEYS.runs, {KEYS.run(run): 0 for run in "abc"})
+    assert append(opened, (None, "", [("d", "2"), ("e", "3")]), quota=3) > [0]
+    assert append(opened, (None, "", [("f", "no")]), quota=3) == [-2]
+    now: Any = opened.time()
+    again: Any = opened.zscore(KEYS.runs, KEYS.run("c"))
+    assert 590_000 < again - now[0] * 1000 < 610_000, "it is looked at when it can have expired"
+
+
+def test_one_call_looks_at_so_many_runs_and_the_next_one_goes_on(opened: redis.Redis) -> None:
+    opened.zadd(KEYS.runs, {KEYS.run(f"gone-{number}"): 0 for number in range(1500)})
+    assert append(opened, (None, "", [("a", "no")]), quota=400) == [-2]
+    assert opened.zcard(KEYS.runs) == 500
+    assert append(opened, (None, "", [("a", "1")]), quota=400) > [0]
+    assert opened.zcard(KEYS.runs) == 1
 
 
 def test_without_memory_nothing_is_written(opened: redis.Redis) -> None:

@@ -117,3 +117,11 @@ def test_the_image_runs_as_nobody_special_and_its_command_exists() -> None:
     relay.commands[name].make_context(name, words)
     for copied in re.findall(r"^COPY (?!--)(.*) \S+$", text, re.MULTILINE):
         assert all((ROOT / source).exists() for source in copied.split())
+
+
+@pytest.mark.parametrize("model", OURS.values())
+def test_every_setting_is_in_the_manual_and_has_a_reason(model: type[StoreSettings]) -> None:
+    manual = (ROOT / "docs/operations.md").read_text()
+    assert all(field.description for field in model.model_fields.values())
+    for name in variables(model):
+        assert f"`{name}`" in manual, name
