@@ -70,7 +70,7 @@ class Page:
         self._blocks: dict[Framing, bytes] = {}
 
     def blocks(self, framing: Framing) -> bytes:
-        """The records as viewers of the run get them, but for its end: encoded once for all who share them."""
+        """The records as viewers of the run get them, but for its end: encoded once for all."""
         if framing not in self._blocks:
             frames = [made for record in self.records if not record.ends_run and (made := frame(record))]
             self._blocks[framing] = b"".join(made.block(framing) for made in frames)
