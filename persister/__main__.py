@@ -16,6 +16,7 @@ from persister.settings import Settings
 from persister.store import Store
 from relay.connect import database, persister_redis
 from relay.errors import RelayError
+from relay.garbage import look_rarely
 from relay.settings import explain
 
 log = logging.getLogger("persister")
@@ -50,6 +51,7 @@ def run(name: str | None) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
     for thread in threads:
         thread.start()

@@ -180,7 +180,12 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     problems.install(app)
     document.install(app)
-    return FastLane(app, {path: hook for path, hook in hooks.items() if "{" not in path}, live)
+    return FastLane(
+        app,
+        {path: hook for path, hook in hooks.items() if "{" not in path},
+        live={"/events": live},
+        plain={history_routes.PAPER: history_routes.whole_paper(lambda: now().history, access)},
+    )
 
 
 async def _redis(services: Services) -> str | None:

@@ -75,6 +75,10 @@ def _over_all(template: str, whose: str = "") -> str:
     return " UNION ALL ".join(f"({_of(kind, template, whose)})" for kind in TABLES.values())
 
 
+_REACHES = """
+    SELECT '{table}' WHERE EXISTS (SELECT FROM {table} WHERE run_id = %(run_id)s AND id < %(before)s)
+"""
+
 _PAGES = {table: _of(kind, _PAGE) for table, kind in TABLES.items()}
 _ALL_RECORDS = f"""
     SELECT id, run_id, kind, payload
@@ -82,6 +86,7 @@ _ALL_RECORDS = f"""
     ORDER BY id
     LIMIT %(limit)s
 """  # noqa: S608
+_REACHING = _over_all(_REACHES)
 _NEWEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_NEWEST)}) AS newest"  # noqa: S608
 _HIGHEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_HIGHEST)}) AS highest"  # noqa: S608
 
@@ -155,6 +160,11 @@ class History:
             if page.rows:
                 yield page.payloads
             after, full = page.last, page.rows == PAGE
+
+    async def reaching(self, run_id: str, before: int) -> set[str]:
+        """The tables that have a row of the run with id < before."""
+        rows = await self._database.rows(_REACHING, {"run_id": run_id, "before": before})
+        return {table for (table,) in rows}
 
     async def latest(self, run_id: str) -> Progress | None:
         row = await self._first(_LATEST_PROGRESS, {"run_id": run_id})

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from relay.app import create_app
+from relay.garbage import look_rarely
 from relay.http.protocol import StreamingProtocol
 from relay.processes import die_with_parent
 
@@ -26,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(listener: socket.socket, workers: int) -> None:
     """Serves until SIGINT or SIGTERM: viewers are told to come back, requests under way are answered."""
     config = uvicorn.Config(
-        "relay.server:worker" if workers > 1 else create_app,
+        "relay.server:worker" if workers > 1 else application,
         factory=True,
         http=StreamingProtocol,
         loop="uvloop",
@@ -47,11 +48,18 @@ def serve(listener: socket.socket, workers: int) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def application() -> ASGIApp:
+    """The application, in a process that has nothing else to do."""
+    app = create_app()
+    look_rarely()
+    return app
+
+
 def worker() -> ASGIApp:
     """The application in one of several workers, which would outlive a killed parent otherwise."""
     configure_logging()
     die_with_parent()
-    return create_app()
+    return application()
 
 
 def configure_logging() -> None:

@@ -1,7 +1,7 @@
 """The few things that an ASGI application needs, for the paths that skip the framework."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -12,6 +12,12 @@ from relay.http.protocol import EXTENSION
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
+
+_JSON_HEADERS = [
+    (b"content-type", JSON),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 Headers = Mapping[bytes, bytes]
 
@@ -28,6 +34,20 @@ class HandOff(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+
+
+class Streamed(Response):
+    """A JSON answer, sent piece by piece as it is read."""
+
+    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _JSON_HEADERS})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

@@ -10,16 +10,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from relay.http.shortcut import Shortcut
 from relay.http.webhooks import Webhook
 
-_LIVE = re.compile(r"/conversations/([^/]+)/idea/research-run/([^/]+)/events")
+_RUN = re.compile(r"/conversations/([^/]+)/idea/research-run/([^/]+)(/[a-z-]+)")
 
 
 class FastLane:
-    """In front of the framework: hands POSTs to `webhooks` and GETs of a run's events to `live`."""
+    """In front of the framework: hands POSTs to `webhooks`, and GETs of what is below a run to `live`, or to
+    `plain` where they have no parameters."""
 
-    def __init__(self, app: ASGIApp, webhooks: Mapping[str, Webhook], live: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        webhooks: Mapping[str, Webhook],
+        live: Mapping[str, ASGIApp],
+        plain: Mapping[str, ASGIApp],
+    ) -> None:
         self._app = app
         self._webhooks = webhooks
         self._live = live
+        self._plain = plain
         self.shortcuts: Mapping[bytes, Shortcut] = {
             path.encode(): webhook.shortcut for path, webhook in webhooks.items()
         }
@@ -30,8 +38,10 @@ class FastLane:
             if scope["method"] == "POST" and path in self._webhooks:
                 await self._webhooks[path](scope, receive, send)
                 return
-            if scope["method"] == "GET" and (match := _LIVE.fullmatch(path)):
-                scope["path_params"] = {"conversation_id": match[1], "run_id": match[2]}
-                await self._live(scope, receive, send)
-                return
+            if scope["method"] == "GET" and (match := _RUN.fullmatch(path)):
+                found = self._live.get(match[3]) or (not scope["query_string"] and self._plain.get(match[3]))
+                if found:
+                    scope["path_params"] = {"conversation_id": match[1], "run_id": match[2]}
+                    await found(scope, receive, send)
+                    return
         await self._app(scope, receive, send)

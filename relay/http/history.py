@@ -6,21 +6,24 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel
 from pydantic_core import to_json
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from relay.auth import Run
-from relay.errors import DatabaseUnavailable
+from relay.errors import DatabaseUnavailable, RelayError
 from relay.events.kinds import PaperGenerationProgress
 from relay.events.registry import TABLES
 from relay.history import PAGE, History
 from relay.http.access import Access
-from relay.http.asgi import PIECE_BYTES
+from relay.http.asgi import PIECE_BYTES, Streamed
 from relay.http.document import CONVERSATION_PARAMETER, RUN_PARAMETER
+from relay.http.problems import problem
 from relay.settings import Settings
 from relay.stream.keys import MAX_EVENT_ID, START
 from relay.stream.replay import Replay
 
 RUN = "/conversations/{conversation_id}/idea/research-run/{run_id}"
+PAPER = f"/{PaperGenerationProgress.history_path}"
 
 Conversation = Annotated[int, Path(json_schema_extra=CONVERSATION_PARAMETER)]
 RunPath = Annotated[str, Path(json_schema_extra=RUN_PARAMETER)]
@@ -64,10 +67,7 @@ def router(
     routes = APIRouter(tags=["history"])
 
     async def permitted(request: Request, conversation_id: Conversation, run_id: RunPath) -> Run:
-        run = await access.check(request.scope, conversation_id, run_id)
-        if run is None:
-            raise DatabaseUnavailable  # it was away a moment ago: no second wait for it
-        return run
+        return await _permitted(access, request.scope, conversation_id, run_id)
 
     def of_table(table: str) -> Callable[..., Awaitable[Response]]:
         async def events(
@@ -79,22 +79,14 @@ def router(
         return events
 
     @routes.get(
-        f"{RUN}/{PaperGenerationProgress.history_path}",
+        RUN + PAPER,
         summary="The paper generation of a run, from the archive",
         responses={200: {"model": PaperGenerationHistory}},
     )
     async def paper_generation_progress(
         run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
     ) -> Response:
-        latest = await history().latest(run.run_id)
-        tail = b',"latest_step":%b,"overall_progress":%b}' % (
-            to_json(latest.step if latest else None),
-            to_json(latest.progress if latest else 0.0),
-        )
-        newest = latest.id if latest else START
-        return await _document(
-            history(), PaperGenerationProgress.table, run.run_id, after, newest, limit, tail
-        )
+        return await _paper(history(), run.run_id, after, limit)
 
     for table, kind in TABLES.items():
         if kind is not PaperGenerationProgress:
@@ -117,6 +109,39 @@ def router(
         return await _streamed(_around(head, snapshot.lists, b"}"))
 
     return routes
+
+
+def whole_paper(history: Callable[[], History], access: Access) -> ASGIApp:
+    """The history of a run's paper where no parameter asks for a part of it: an ASGI application, for the
+    fast lane."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path_params"]
+        try:
+            run = await _permitted(access, scope, path["conversation_id"], path["run_id"])
+            response = await _paper(history(), run.run_id, START, None)
+        except RelayError as error:
+            response = problem(error)
+        await response(scope, receive, send)
+
+    return answer
+
+
+async def _permitted(access: Access, scope: Scope, conversation_id: str | int, run_id: str) -> Run:
+    run = await access.check(scope, conversation_id, run_id)
+    if run is None:
+        raise DatabaseUnavailable  # it was away a moment ago: no second wait for it
+    return run
+
+
+async def _paper(archive: History, run_id: str, after: int, limit: int | None) -> Response:
+    latest = await archive.latest(run_id)
+    tail = b',"latest_step":%b,"overall_progress":%b}' % (
+        to_json(latest.step if latest else None),
+        to_json(latest.progress if latest else 0.0),
+    )
+    newest = latest.id if latest else START
+    return await _document(archive, PaperGenerationProgress.table, run_id, after, newest, limit, tail)
 
 
 async def _document(
@@ -155,5 +180,4 @@ async def _streamed(pieces: AsyncIterator[bytes]) -> Response:
         async for piece in pieces:
             yield piece
 
-    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-    return StreamingResponse(all_pieces(), media_type="application/json", headers=headers)
+    return Streamed(all_pieces())

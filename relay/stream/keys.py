@@ -60,21 +60,22 @@ def top_of(info: Sequence[Any]) -> StreamId:
     return StreamId.parse(info[info.index(b"last-generated-id") + 1])
 
 
-def event_id(stream_id: StreamId, shard: int) -> int:
+def event_id(stream_id: tuple[int, int], shard: int) -> int:
     """The integer identity of the entry `stream_id` of `shard`.
 
     Raises ValueError for a stream id that the relay's function can not have made.
     """
-    ms = stream_id.ms - EPOCH_MS
-    if not (0 <= ms < 1 << TIME_BITS and 0 <= stream_id.sequence < SEQUENCES and 0 <= shard < MAX_SHARDS):
+    ms, sequence = stream_id
+    since = ms - EPOCH_MS
+    if not (0 <= since < 1 << TIME_BITS and 0 <= sequence < SEQUENCES and 0 <= shard < MAX_SHARDS):
         raise ValueError("the stream id or the shard is outside of what an event id can hold")
-    return (ms << (SHARD_BITS + SEQUENCE_BITS)) | (shard << SEQUENCE_BITS) | stream_id.sequence
+    return (since << (SHARD_BITS + SEQUENCE_BITS)) | (shard << SEQUENCE_BITS) | sequence
 
 
 def id_of(stream_id: bytes, shard: int) -> int:
     """The same, from a stream id as the server writes it."""
     ms, _, sequence = stream_id.partition(b"-")
-    return event_id(StreamId(int(ms), int(sequence)), shard)
+    return event_id((int(ms), int(sequence)), shard)
 
 
 def stream_id(event_id: int) -> StreamId:

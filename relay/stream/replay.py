@@ -7,7 +7,7 @@ there on all that both hold is without a hole.)
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import redis.exceptions
@@ -31,11 +31,14 @@ from relay.stream.keys import (
 
 log = logging.getLogger(__name__)
 
-PAGE = 500
+PAGE = 512
 """Records in one read: what is held in memory for one viewer at a time."""
 
 
 NO_LOG = "The event log is not available; connect again later."
+
+Reply = Sequence[tuple[bytes, Sequence[bytes]]]
+"""Entries as the server sends them."""
 
 LATE = 50
 """Events that a run may send after its end before only the database knows that it is over."""
@@ -52,6 +55,10 @@ class Archive(Protocol):
 
     def payloads(self, table: str, run_id: str, before: int) -> AsyncIterator[bytes]:
         """The payloads in a table with id < before, in order: pages, each joined by commas."""
+        ...
+
+    async def reaching(self, run_id: str, before: int) -> Collection[str]:
+        """The tables that have anything of the run with id < before."""
         ...
 
     async def newest(self, run_id: str) -> int:
@@ -95,6 +102,7 @@ class Replay:
         self._redis = link
         self._archive = archive
         self._keys = [ShardKeys(shard) for shard in range(shards)]
+        self._recent = Recent()
         self._pages = Sharing[tuple[str, int], Page | None]()
         self._ends = Sharing[str, Record | None]()
         self._logs = Sharing[str, Sequence[Record]]()
@@ -105,9 +113,12 @@ class Replay:
 
     async def _after(self, run_id: str, position: int) -> Page | None:
         start = str(stream_id(position)) if position != START else "-"
-        logged = await self._logged(run_id, start, PAGE + 1)
+        reply = await self._read(run_id, start, PAGE + 1)
+        if known := self._recent.get((run_id, position), reply):
+            return known
+        logged = self._decoded(run_id, reply)
         if logged and logged[0].id == position:
-            return _page(logged, position)
+            return self._recent.keep((run_id, position), reply, _page(logged, position))
         # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
         before = logged[0].id if logged else None
         archived = await self._archive.records([run_id], position, before, PAGE + 1)
@@ -181,11 +192,12 @@ class Replay:
         return logged
 
     async def _lists(self, run_id: str, before: int, logged: Sequence[Record]) -> AsyncIterator[bytes]:
+        reaching = await self._archive.reaching(run_id, before) if before > START + 1 else ()
         for place, key in enumerate(INITIAL_KEYS):
             yield b'%b"%b":[' % (b"," if place else b"", key.encode())
             kinds = {name: kind for name, kind in REGISTRY.items() if kind.initial_key == key}
             separator = b""
-            for table in {kind.table for kind in kinds.values() if kind.table} if before > START + 1 else ():
+            for table in {kind.table for kind in kinds.values() if kind.table and kind.table in reaching}:
                 async for payloads in self._archive.payloads(table, run_id, before):
                     yield separator + payloads
                     separator = b","
@@ -197,13 +209,44 @@ class Replay:
         self, run_id: str, start: str, limit: int, *, newest_first: bool = False
     ) -> Sequence[Record]:
         """Records of the run log from the stream id `start` on."""
+        return self._decoded(run_id, await self._read(run_id, start, limit, newest_first=newest_first))
+
+    async def _read(self, run_id: str, start: str, limit: int, *, newest_first: bool = False) -> Reply:
         command, stop = ("XREVRANGE", "-") if newest_first else ("XRANGE", "+")
-        shard = shard_of_run(run_id, len(self._keys))
+        run_log = self._keys[shard_of_run(run_id, len(self._keys))].run(run_id)
         try:
-            reply = await self._redis.ask(command, self._keys[shard].run(run_id), start, stop, "COUNT", limit)
+            reply: Reply = await self._redis.ask(command, run_log, start, stop, "COUNT", limit)
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable(NO_LOG) from error
-        return list(_records(reply, shard))
+        return reply
+
+    def _decoded(self, run_id: str, reply: Reply) -> Sequence[Record]:
+        return list(_records(reply, shard_of_run(run_id, len(self._keys))))
+
+
+class Recent:
+    """The pages that were read last, with what they were made of. Where the same is read again, as it is when
+    many come back together, the page is there already."""
+
+    PAGES = 8
+    BYTES = 256 * 1024
+    """Of the records in one page; larger ones are not kept."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[str, int], tuple[Reply, Page]] = {}
+
+    def get(self, key: tuple[str, int], reply: Reply) -> Page | None:
+        """The page, if it was made of the very same."""
+        made_of, page = self._pages.get(key, (None, None))
+        return page if made_of == reply else None
+
+    def keep(self, key: tuple[str, int], reply: Reply, page: Page) -> Page:
+        self._pages.pop(key, None)
+        if sum(len(record.payload) for record in page.records) <= self.BYTES:
+            self._pages[key] = reply, page
+            if len(self._pages) > self.PAGES:
+                del self._pages[next(iter(self._pages))]
+        return page
 
 
 def _page(found: Sequence[Record], position: int) -> Page:
@@ -225,7 +268,7 @@ def _end(records: Sequence[Record]) -> Record | None:
     return next((record for record in records if record.ends_run), None)
 
 
-def _records(reply: Iterable[tuple[bytes, Sequence[bytes]]], shard: int) -> Iterator[Record]:
+def _records(reply: Reply, shard: int) -> Iterator[Record]:
     for id, fields in reply:
         try:
             yield decode(id, fields, shard).record

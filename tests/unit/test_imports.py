@@ -29,6 +29,7 @@ LAYERS = [
         "relay.events",
         "relay.sse",
         "relay.errors",
+        "relay.garbage",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
