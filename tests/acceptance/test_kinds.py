@@ -168,7 +168,7 @@ def test_the_path_may_name_the_run_but_only_a_run(relay: Relay) -> None:
 def toys(relay: Relay, place: Path) -> Iterator[Relay]:
     """The product with a kind that only the test knows, on a Valkey of its own."""
     valkey, redis_url = embedded.valkey(place / "valkey")
-    stores = {"REDIS_URL": redis_url, "DATABASE_URL": relay.database_url}
+    stores = {"REDIS_URL": redis_url, "DATABASE_URL": relay.database_url, "RELAY_API_DOCS": "true"}
     connection = psycopg2.connect(relay.database_url)
     with connection, connection.cursor() as cursor:
         cursor.execute(toy.TABLE)
