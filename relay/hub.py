@@ -124,7 +124,10 @@ class Viewer:
 
     async def woken(self, timeout_s: float | None = None) -> Wake | None:
         """Sleeps until there is something for the viewer's task to do; None: the time is up."""
-        await asyncio.wait([self._awake], timeout=timeout_s)
+        if timeout_s is None:
+            await self._awake
+        else:
+            await asyncio.wait([self._awake], timeout=timeout_s)
         why, self._why = self._why, None
         if why is not None:
             self._awake = asyncio.get_running_loop().create_future()

@@ -1,14 +1,13 @@
 """All runs of a conversation on one connection: browsers allow six to a host, and a dashboard needs more."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from starlette.types import Scope, Send
 
 from relay.auth import Run
 from relay.errors import MalformedPosition, RelayError, Unavailable
-from relay.http.viewing import LiveEndpoint, Shard, Viewing, Watching, asked_position
+from relay.http.viewing import LiveEndpoint, Shard, Viewing, asked_position
 from relay.http.wire import Wire
 from relay.hub import Follower, State, Wake
 from relay.settings import Settings
@@ -28,7 +27,7 @@ and the time until a new run is noticed. One `initial` too many only replaces wh
 class ConversationStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/events`."""
 
-    async def admit(self, scope: Scope) -> Watching:
+    async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         async def look() -> list[Run]:
             return await self.access.runs(scope, scope["path_params"]["conversation_id"])
 
@@ -36,19 +35,10 @@ class ConversationStream(LiveEndpoint):
         shards = self.shards()
         positions = _asked(scope, len(shards))
 
-        @contextmanager
-        def watching(wire: Wire, send: Send) -> Iterator[Viewing]:
-            limit = self.settings.viewer_buffer_bytes
-            follower = Follower(wire, shards=len(shards), buffer_limit=limit)
-            viewing = ConversationViewing(
-                follower, wire, send, shards, self.settings, self.replay(), look, runs, positions
-            )
-            try:
-                yield viewing
-            finally:
-                viewing.leave()
-
-        return watching
+        follower = Follower(wire, shards=len(shards), buffer_limit=self.settings.viewer_buffer_bytes)
+        return ConversationViewing(
+            follower, wire, send, shards, self.settings, self.replay(), look, runs, positions
+        )
 
 
 def _asked(scope: Scope, shards: int) -> list[int] | None:
@@ -83,10 +73,12 @@ class ConversationViewing(Viewing):
         self._asked = positions
         self._runs: dict[str, Run] = {}
         self._new: list[Run] = []
-        self._watch(runs)
+        self._found = runs
+
+    def join(self) -> None:
+        self._watch(self._found)
 
     def leave(self) -> None:
-        """The hubs forget the viewer."""
         for shard in self._shards:
             shard.hub.unregister(self._follower, *self._runs)
 

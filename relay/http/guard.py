@@ -84,15 +84,16 @@ class Guard:
 class GuardedProtocol(ShortcutProtocol):
     """uvicorn's protocol, with bounds on heads and on time, and its refusals as problems."""
 
+    __slots__ = ("_arrived", "_guard", "_message", "_noted", "_piece", "_refusal")
+
     transport: asyncio.Transport
-    _noted = Owed.HEAD
-    _refusal: RelayError | None = None
-    _message: Any = None  # the headers of the last one that did not come in one piece
-    _piece = 0
-    _arrived = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._noted = Owed.HEAD
+        self._refusal: RelayError | None = None
+        self._message: Any = None  # the headers of the last one that did not come in one piece
+        self._piece = self._arrived = 0
         self._guard: Guard = self.app_state[STATE]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

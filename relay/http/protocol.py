@@ -6,19 +6,42 @@ a task that waits for it, and to hear when the server shuts down, since uvicorn 
 endless response for ever.
 """
 
-from collections.abc import Callable
-from typing import Any
+import asyncio
+from typing import Any, Protocol
 
 from relay.http.guard import GuardedProtocol
 
 EXTENSION = "relay.connection"
 
 
-class StreamingProtocol(GuardedProtocol):
-    """One connection. `on_lost` and `on_shutdown` are called at most once each, while they are set."""
+_NOBODY_WAITS = asyncio.Event()
 
-    on_lost: Callable[[], None] | None = None
-    on_shutdown: Callable[[], None] | None = None
+
+class Stream(Protocol):
+    """An answer without an end, that wants to hear of its connection."""
+
+    def lost(self) -> None:
+        """The connection is lost."""
+        ...
+
+    def leave(self) -> None:
+        """The server shuts down."""
+        ...
+
+
+class StreamingProtocol(GuardedProtocol):
+    """One connection. `stream` is told at most once each, while it is set."""
+
+    __slots__ = ("stream",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stream: Stream | None = None
+
+    def carry(self, stream: Stream) -> None:
+        """The answer to the request under way is a stream."""
+        self.stream = stream
+        self.cycle.message_event = _NOBODY_WAITS  # for a body: each of these events has a deque
 
     def begin(self, scope: dict[str, Any]) -> None:
         super().begin(scope)
@@ -26,14 +49,14 @@ class StreamingProtocol(GuardedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.on_lost is not None:
-            self.on_lost()
+        if self.stream is not None:
+            self.stream.lost()
 
     def stalled(self) -> None:
-        if self.on_lost is None:  # a viewer's task sees to it by itself
+        if self.stream is None:  # a viewer's task sees to it by itself
             super().stalled()
 
     def shutdown(self) -> None:
         super().shutdown()
-        if self.on_shutdown is not None:
-            self.on_shutdown()
+        if self.stream is not None:
+            self.stream.leave()

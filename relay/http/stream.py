@@ -1,8 +1,5 @@
 """The live endpoint of a run: checks, replay, and then the hub."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from pydantic_core import to_json
 from starlette.types import Scope, Send
 
@@ -10,7 +7,7 @@ from relay.auth import Run
 from relay.errors import Unavailable
 from relay.events.base import Message
 from relay.events.registry import REGISTRY
-from relay.http.viewing import LiveEndpoint, Viewing, Watching, asked_position, asks_to_resume
+from relay.http.viewing import LiveEndpoint, Shard, Viewing, asked_position, asks_to_resume
 from relay.http.wire import Wire
 from relay.hub import State, Viewer
 from relay.settings import Settings
@@ -18,33 +15,21 @@ from relay.sse import Frame, Framing, opening, parse_position
 from relay.stream.entry import Record
 from relay.stream.keys import shard_of_run
 from relay.stream.replay import Page, Replay
-from relay.stream.tail import Tailer
 
 
 class RunStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/idea/research-run/{run_id}/events`."""
 
-    async def admit(self, scope: Scope) -> Watching:
+    async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         run_id = scope["path_params"]["run_id"]
         run = await self.access.check(scope, scope["path_params"]["conversation_id"], run_id)
         asked = asked_position(scope)
         position = parse_position(asked) if asked else None
         framing = Framing.RESUMABLE if asked or asks_to_resume(scope) else Framing.PLAIN
+        viewer = Viewer(wire, framing=framing, buffer_limit=self.settings.viewer_buffer_bytes)
         shards = self.shards()
-        hub, tailer = shards[shard_of_run(run_id, len(shards))]
-
-        @contextmanager
-        def watching(wire: Wire, send: Send) -> Iterator[Viewing]:
-            viewer = Viewer(wire, framing=framing, buffer_limit=self.settings.viewer_buffer_bytes)
-            hub.register(viewer, run_id)
-            try:
-                yield RunViewing(
-                    viewer, wire, send, tailer, self.settings, self.replay(), run_id, run, position
-                )
-            finally:
-                hub.unregister(viewer, run_id)
-
-        return watching
+        shard = shards[shard_of_run(run_id, len(shards))]
+        return RunViewing(viewer, wire, send, shard, self.settings, self.replay(), run_id, run, position)
 
 
 class RunViewing(Viewing):
@@ -55,18 +40,25 @@ class RunViewing(Viewing):
         viewer: Viewer,
         wire: Wire,
         send: Send,
-        tailer: Tailer,
+        shard: Shard,
         settings: Settings,
         replay: Replay,
         run_id: str,
         run: Run | None,
         position: int | None,
     ) -> None:
-        super().__init__(viewer, wire, send, [tailer], settings)
+        super().__init__(viewer, wire, send, [shard.tailer], settings)
+        self._hub = shard.hub
         self._replay = replay
         self._run_id = run_id
         self._run = run
         self._asked = position
+
+    def join(self) -> None:
+        self._hub.register(self.viewer, self._run_id)
+
+    def leave(self) -> None:
+        self._hub.unregister(self.viewer, self._run_id)
 
     async def begin(self) -> bool:
         if self._asked is None:

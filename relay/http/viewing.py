@@ -4,7 +4,6 @@ import asyncio
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -12,7 +11,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from relay.auth import Run
-from relay.errors import NotAcceptable, RelayError, TooManyViewers, Unavailable
+from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES, header
 from relay.http.problems import problem
@@ -73,18 +72,27 @@ class Viewing(ABC):
     async def catch_up(self) -> bool:
         """Sends what follows the viewer's position and makes it live again. False: that was all."""
 
+    @abstractmethod
+    def join(self) -> None:
+        """Has the hubs know of the viewer."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Has the hubs forget the viewer."""
+
     async def idle(self) -> Wake:
         """Waits until there is something to do."""
         return await self.viewer.woken() or Wake.CATCH_UP
 
     async def serve(self, scope: Scope, receive: Receive) -> None:
         """The whole answer."""
+        self.join()
+        self._wire.attach(self.viewer)
         try:
-            async with self._wire.serve(self.viewer):
-                await self._ready(CONNECT_S)
-                live = await self.begin()
-                while live:
-                    live = await self._go_on(await self.idle())
+            await self._ready(CONNECT_S)
+            live = await self.begin()
+            while live:
+                live = await self._go_on(await self.idle())
         except RelayError as error:
             if self._started:
                 self._wire.abort()
@@ -92,6 +100,9 @@ class Viewing(ABC):
                 await problem(error)(scope, receive, self._send)
         except (TimeoutError, TornBlock):
             self._wire.abort()
+        finally:
+            self.leave()
+            await self._wire.detach()
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Sends data, after the headers and the greeting. TimeoutError: the viewer does not read."""
@@ -160,10 +171,6 @@ class Viewing(ABC):
             await tailer.ready(timeout_s)
 
 
-Watching = Callable[[Wire, Send], AbstractContextManager[Viewing]]
-"""Lets the hubs know of a viewer for as long as the context lasts."""
-
-
 class LiveEndpoint(ABC):
     """A live endpoint: an ASGI application. The path parameters are in the scope."""
 
@@ -182,24 +189,20 @@ class LiveEndpoint(ABC):
         self.shards = shards
 
     @abstractmethod
-    async def admit(self, scope: Scope) -> Watching:
+    async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         """Checks the request; what serves it then. Raises a RelayError."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            watching = await self.admit(scope)
+            viewing = await self.admit(scope, wire_for(scope, receive, send), send)
             _check_accept(scope)
-        except RelayError as error:
-            await problem(error)(scope, receive, send)
-            return
-        if scope["method"] == "HEAD":
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            await send({"type": "http.response.body"})
-            return
-        try:
-            with self.seats.taken(scope["user"]), watching(wire_for(scope, receive, send), send) as viewing:
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await send({"type": "http.response.body"})
+                return
+            with self.seats.taken(scope["user"]):
                 await viewing.serve(scope, receive)
-        except TooManyViewers as error:
+        except RelayError as error:
             await problem(error)(scope, receive, send)
 
 

@@ -5,9 +5,7 @@ A viewer's own task sends what lies in the past, with backpressure. The hub writ
 """
 
 import asyncio
-import contextlib
 import os
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
@@ -20,8 +18,12 @@ from relay.hub import Sink, Viewer, Wake
 class Wire(Sink, Protocol):
     """A viewer's connection. The hub writes to it; the viewer's own task sends."""
 
-    def serve(self, viewer: Viewer) -> contextlib.AbstractAsyncContextManager[None]:
-        """Wakes the viewer's task when the connection is lost or the server shuts down."""
+    def attach(self, viewer: Viewer) -> None:
+        """From now on wakes the viewer's task when the connection is lost or the server shuts down."""
+        ...
+
+    async def detach(self) -> None:
+        """Ends that."""
         ...
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
@@ -42,7 +44,7 @@ class DirectWire:
     that is gone must not stop the hub.
     """
 
-    __slots__ = ("_connection", "_direct", "_send", "_socket", "_transport")
+    __slots__ = ("_connection", "_direct", "_send", "_socket", "_transport", "_viewer")
 
     chunked = True
 
@@ -50,6 +52,7 @@ class DirectWire:
         self._connection = connection
         self._transport = transport = connection.transport
         self._send = send
+        self._viewer: Viewer | None = None
         self._direct = False
         encrypted = transport.get_extra_info("sslcontext") is not None
         self._socket = -1 if encrypted else transport.get_extra_info("socket").fileno()
@@ -78,22 +81,23 @@ class DirectWire:
         self._transport.write(data)
         return self._transport.get_write_buffer_size()
 
-    @contextlib.asynccontextmanager
-    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
-        connection = self._connection
-
-        def lost() -> None:
-            self._direct, self._socket = False, -1
-            viewer.wake(Wake.GONE)
-
-        connection.on_lost = lost
-        connection.on_shutdown = lambda: viewer.wake(Wake.LEAVE)
+    def attach(self, viewer: Viewer) -> None:
+        self._viewer = viewer
+        self._connection.carry(self)
         if self._transport.is_closing():
             viewer.wake(Wake.GONE)
-        try:
-            yield
-        finally:
-            connection.on_lost = connection.on_shutdown = None
+
+    async def detach(self) -> None:
+        self._connection.stream = self._viewer = None
+
+    def lost(self) -> None:
+        self._direct, self._socket = False, -1
+        if self._viewer is not None:
+            self._viewer.wake(Wake.GONE)
+
+    def leave(self) -> None:
+        if self._viewer is not None:
+            self._viewer.wake(Wake.LEAVE)
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         self._direct = False
@@ -117,6 +121,7 @@ class BufferedWire:
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     def write(self, data: bytes) -> int:
         self._buffer += data
@@ -127,15 +132,13 @@ class BufferedWire:
     def abort(self) -> None:
         """ASGI has no way to cut a connection: the server does so when the application just returns."""
 
-    @contextlib.asynccontextmanager
-    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch(viewer))]
-        try:
-            yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    def attach(self, viewer: Viewer) -> None:
+        self._tasks = [asyncio.create_task(self._pump()), asyncio.create_task(self._watch(viewer))]
+
+    async def detach(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         await self._idle.wait()

@@ -1,15 +1,14 @@
 """A viewer's task between the past and the hub, with a replay that says what the test wants."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from relay.errors import Unavailable
 from relay.http.stream import RunViewing
-from relay.hub import State, Viewer, Wake
+from relay.http.viewing import Shard
+from relay.hub import Hub, State, Viewer, Wake
 from relay.settings import Settings
 from relay.sse import KEEP_ALIVE, Framing
 from relay.stream.entry import Record
@@ -23,9 +22,11 @@ END = Record(9, "run-1", "run_finished", b'{"metadata":{"success":true},"created
 class Wire(Written):
     """A connection whose own task's data lands where the hub's does."""
 
-    @contextlib.asynccontextmanager
-    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
-        yield
+    def attach(self, viewer: Viewer) -> None:
+        return
+
+    async def detach(self) -> None:
+        return
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         self.write(data)
@@ -65,7 +66,8 @@ def viewing(replay: Replay, position: int) -> tuple[RunViewing, Viewer, list[Any
     viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=100)
     tailer: Any = Tailer()
     reads: Any = replay
-    made = RunViewing(viewer, wire, send, tailer, Settings(), reads, "run-1", None, position)
+    shard = Shard(Hub(), tailer)
+    made = RunViewing(viewer, wire, send, shard, Settings(), reads, "run-1", None, position)
     return made, viewer, started
 
 

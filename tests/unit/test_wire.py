@@ -15,8 +15,10 @@ from tests.unit.test_hub import RUN, frame
 class Connection(asyncio.Protocol):
     """What the wire needs of our protocol class."""
 
-    on_lost: Any = None
-    on_shutdown: Any = None
+    stream: Any = None
+
+    def carry(self, stream: Any) -> None:
+        self.stream = stream
 
     def __init__(self) -> None:
         self.made, self.lost = asyncio.Event(), asyncio.Event()
@@ -67,8 +69,9 @@ def test_a_viewer_whose_transport_closed_unheard_hurts_nobody(loop_factory: Any)
         await wire.send(b"data")
         wire.abort()
         assert wire.write(b"data") == 0
-        async with wire.serve(viewer):
-            assert await viewer.woken(5) is Wake.GONE
+        wire.attach(viewer)
+        assert await viewer.woken(5) is Wake.GONE
+        await wire.detach()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(scenario())
@@ -123,12 +126,13 @@ async def test_a_buffer_is_sent_in_order_and_before_what_comes_after() -> None:
 
     wire = BufferedWire(receive, send)
     viewer = Viewer(wire, framing=Framing.PLAIN, buffer_limit=100)
-    async with wire.serve(viewer):
-        wire.write(b"one ")
-        assert wire.write(b"two ") == 8
-        last = asyncio.create_task(wire.send(b"three"))
-        await asyncio.sleep(0)
-        wire.write(b"and ")
-        may_send.set()
-        await last
+    wire.attach(viewer)
+    wire.write(b"one ")
+    assert wire.write(b"two ") == 8
+    last = asyncio.create_task(wire.send(b"three"))
+    await asyncio.sleep(0)
+    wire.write(b"and ")
+    may_send.set()
+    await last
+    await wire.detach()
     assert b"".join(sent) == b"one two and three"
