@@ -41,7 +41,9 @@ class StreamingProtocol(GuardedProtocol):
     def carry(self, stream: Stream) -> None:
         """The answer to the request under way is a stream."""
         self.stream = stream
-        self.cycle.message_event = _NOBODY_WAITS  # for a body: each of these events has a deque
+        # It has no body to wait for, and what was asked is known.
+        self.cycle.message_event = _NOBODY_WAITS
+        self.headers.clear()
 
     def begin(self, scope: dict[str, Any]) -> None:
         super().begin(scope)

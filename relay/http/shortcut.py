@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from relay.http.slim import Flow, Pipeline
+
 Answer = Callable[[Response | None], None]
 """Is called once, with the answer; None stands for 204."""
 
@@ -36,11 +38,15 @@ class ShortcutProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.in_head = False
-        self.pipeline = _Pipeline()  # type: ignore[assignment]
+        self.pipeline = Pipeline()  # type: ignore[assignment]
         self._shortcuts: Mapping[bytes, Shortcut] = getattr(self.app, "shortcuts", {})
         self._shortcut: Shortcut | None = None
         self._body = b""
         self._answering: _Answering | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = Flow(transport)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -112,16 +118,6 @@ class ShortcutProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if body:
             super().on_body(body)
-
-
-class _Pipeline(list[Any]):
-    """The requests that wait for the one before them, mostly none: a deque without anything in it is eleven
-    times as large, and every connection has one."""
-
-    __slots__ = ()
-
-    def appendleft(self, request: Any) -> None:
-        self.insert(0, request)
 
 
 class _Answering:
