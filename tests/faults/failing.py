@@ -1,0 +1,151 @@
+"""Runs a program of the product with one thing in it made to fail, or made wrong.
+
+    python -m tests.faults.failing POINT[:N] relay serve ...
+    python -m tests.faults.failing POINT[:N] persister run ...
+
+The product knows nothing of this: its functions are wrapped here, before its own main starts. At a
+*failpoint* the process kills itself, the Nth time that it comes there. A *mutant* is a known mistake, put in
+so that the matrix can show that it would notice.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import persister.__main__
+import relay.cli
+from persister.consumer import Consumer
+from persister.store import Store
+from relay.connect import Link
+from relay.stream import functions
+from relay.stream.replay import Replay
+
+
+class Once:
+    """Kills this process, as SIGKILL does, the Nth time that it is called."""
+
+    def __init__(self, times: int) -> None:
+        self._turns = itertools.count(1)
+        self._times = times
+
+    def __call__(self) -> None:
+        if next(self._turns) == self._times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def append_sent(times: int) -> None:
+    """Events are stored, and nobody was told."""
+    die, send = Once(times), Link.command
+
+    async def command(self: Link, *words: str | bytes | int) -> Any:
+        answer = await send(self, *words)
+        if words[:2] == ("FCALL", functions.APPEND):
+            die()
+        return answer
+
+    Link.command = command  # type: ignore[method-assign]
+
+
+def before_insert(times: int) -> None:
+    """A batch is claimed, and nothing done with it."""
+    _around(Store, "insert", before=Once(times))
+
+
+def after_insert(times: int) -> None:
+    """The rows are inserted, and not committed."""
+    _around(Store, "_insert_kind", after=Once(times), static=True)
+
+
+def after_commit(times: int) -> None:
+    """The rows are committed, and not acknowledged."""
+    _around(Store, "insert", after=Once(times))
+
+
+def after_settle(times: int) -> None:
+    """All is done."""
+    _around(Consumer, "settle", after=Once(times))
+
+
+def before_bury(times: int) -> None:
+    """An event is found to be bad, and not buried yet."""
+    _around(Consumer, "bury", before=Once(times))
+
+
+def after_bury(times: int) -> None:
+    """An event is buried, and the rest of its batch not acknowledged."""
+    _around(Consumer, "bury", after=Once(times))
+
+
+def dawdle(times: int) -> None:
+    """No failure: replays take their time, at random: news comes in at every moment of a hand-over."""
+    for name in ("after", "snapshot"):
+        read = getattr(Replay, name)
+
+        async def slow(self: Replay, *args: Any, read: Any = read) -> Any:
+            await asyncio.sleep(0.2 * random.random())
+            found = await read(self, *args)
+            await asyncio.sleep(0.2 * random.random())
+            return found
+
+        setattr(Replay, name, slow)
+
+
+def other_version(times: int) -> None:
+    """No failure: the same functions under the names of another version."""
+    other = "0" * len(functions.VERSION)
+    functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
+    for name in ("APPEND", "OPEN", "SETTLE", "BURY"):
+        setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
+
+
+def _around(
+    owner: type,
+    name: str,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+    static: bool = False,
+) -> None:
+    """Has something done before or after a method of the product."""
+    wrapped = getattr(owner, name)
+
+    def method(*args: Any) -> Any:
+        before()
+        result = wrapped(*args)
+        after()
+        return result
+
+    setattr(owner, name, staticmethod(method) if static else method)
+
+
+POINTS: dict[str, Callable[[int], None]] = {
+    point.__name__: point
+    for point in (
+        append_sent,
+        before_insert,
+        after_insert,
+        after_commit,
+        after_settle,
+        before_bury,
+        after_bury,
+        dawdle,
+        other_version,
+    )
+}
+PROGRAMS: dict[str, Any] = {"relay": relay.cli.main, "persister": persister.__main__.main}
+
+
+def main(arguments: Sequence[str]) -> None:
+    point, program, *rest = arguments
+    name, _, times = point.partition(":")
+    POINTS[name](int(times or 1))
+    PROGRAMS[program](rest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
