@@ -277,15 +277,22 @@ class Watcher:
         return f"GET {path} HTTP/1.1\r\n{lines}\r\n".encode()
 
     async def _chunks(self, reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-        """The chunks of the body, up to the last one."""
+        """The body as it comes, also of a chunk that is never finished, up to the last chunk."""
         while True:
-            await self.reads.wait()
             async with asyncio.timeout(self.silence_s):
-                size = int(await reader.readuntil(b"\r\n"), 16)
-                data = await reader.readexactly(size + 2)
-            if size == 0:
+                left = int(await reader.readuntil(b"\r\n"), 16)
+            last = left == 0
+            while left:
+                await self.reads.wait()
+                async with asyncio.timeout(self.silence_s):
+                    data = await reader.read(left)
+                if not data:
+                    raise ConnectionResetError
+                left -= len(data)
+                yield data
+            await reader.readexactly(2)
+            if last:
                 return
-            yield data[:-2]
 
     def _take(self, block: bytes) -> None:
         """A whole block; half a block before a cut is nothing."""

@@ -89,7 +89,8 @@ class Row:
 
     def note(self, verdict: Verdict) -> None:
         """Only keeps it."""
-        result = {"row": self.name, "seed": self.seed, **verdict.counts}
+        result: dict[str, Any] = {"row": self.name, "seed": self.seed, **verdict.counts}
+        result["answers"] = dict(verdict.answers)
         result["verdict"] = "well" if verdict else ", ".join(sorted(f.value for f in verdict.faults))
         results.append(result)
         print("; ".join(f"{column} {result[column]}" for column in COLUMNS))  # noqa: T201

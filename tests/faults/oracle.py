@@ -207,6 +207,7 @@ class Verdict:
     acknowledged: int
     unknown: int
     longest_s: float
+    answers: Mapping[str, int]
     findings: Sequence[Finding]
 
     def __bool__(self) -> bool:
@@ -247,7 +248,7 @@ def judge(facts: Facts, expected: Expected | None = None) -> Verdict:
     for strict in (_reset, _not_quiet, _slow, _vacuous):
         findings += strict(facts, expected)
     ledger = facts.ledger
-    return Verdict(ledger.count, ledger.unknown, ledger.longest_s, findings)
+    return Verdict(ledger.count, ledger.unknown, ledger.longest_s, ledger.statuses, findings)
 
 
 def _lost(facts: Facts) -> Iterator[Finding]:

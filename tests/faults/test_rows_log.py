@@ -1,5 +1,6 @@
 """Rows 8 to 15: the event log."""
 
+from tests.faults import disk
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected
 from tests.faults.world import World
@@ -13,6 +14,30 @@ async def test_row_08_valkey_is_killed_and_comes_back_with_its_file(world: World
         await world.valkey.kill()
         await world.trouble(5)
         await world.valkey.start()
+    verdict = await world.over(Expected(unknown=True))
+    assert all(len(watcher.connects) == 1 for watcher in world.watchers), "a viewer was disconnected"
+    row(verdict)
+
+
+async def power_loss(world: World, policy: str) -> None:
+    """Row 9, with that `appendfsync`."""
+    valkey = await world.add_valkey(f"appendfsync {policy}")
+    await valkey.stop()
+    power = disk.PowerLoss(valkey, world.place)
+    await valkey.start()
+    await world.add_web()
+    await world.add_persister()
+    await world.load()
+    async with world.fault():
+        await world.more(world.random.randint(50, 200))
+        lost = await power.strike()
+        print(f"{lost} bytes were written and not synced")  # noqa: T201
+        await valkey.start()
+
+
+async def test_row_09_the_power_fails_and_what_was_not_synced_is_gone(world: World, row: Row) -> None:
+    """With `appendfsync always`, all that was acknowledged is on the disk, and so is all that viewers saw."""
+    await power_loss(world, "always")
     row(await world.over(Expected(unknown=True)))
 
 
@@ -26,3 +51,76 @@ async def test_row_10_valkey_is_frozen_for_eight_seconds(world: World, row: Row)
         await world.last(8)
         world.valkey.thaw()
     row(await world.over(Expected(unknown=True)))
+
+
+async def test_row_11_the_disk_is_full_under_valkey(world: World, row: Row) -> None:
+    """Valkey ends itself rather than acknowledge what it can not write, also when it is started again while
+    the disk is still full. Calls get a 503 until there is room; nothing is lost or doubled."""
+    valkey = await world.add_valkey()
+    await valkey.stop()
+    disk.may_meet_a_full_disk(valkey)
+    await valkey.start()
+    await world.add_web()
+    await world.add_persister()
+    await world.load()
+    async with world.fault():
+        for _ in range(2):
+            disk.fill_disk(valkey, world.random.randint(2000, 20_000))
+            assert await valkey.ended() != 0
+            await world.trouble(3)
+            valkey.launch()
+            disk.fill_disk(valkey, 0)
+        await valkey.ended()
+        await valkey.start()
+    row(await world.over())
+
+
+async def test_row_12_valkey_has_no_memory_left(world: World, row: Row) -> None:
+    """Calls get a 503 that says `not stored`, and it is not: no half of an event either. Viewers and the
+    archive go on."""
+    await world.up()
+    await world.load()
+    async with world.fault():
+        used = world.ask("INFO", "memory")["used_memory"]
+        world.ask("CONFIG", "SET", "maxmemory", used + world.random.randint(0, 200_000))
+        await world.trouble(30)
+        await world.drained()
+        world.ask("CONFIG", "SET", "maxmemory", 0)
+    verdict = await world.over()
+    assert world.statuses == {"204", "503 not-stored"}
+    row(verdict)
+
+
+async def test_row_13_the_tail_of_the_file_is_torn(world: World, row: Row) -> None:
+    """Half a write at the end of the file was never acknowledged: Valkey starts without it, and nothing that
+    was acknowledged is missing."""
+    await world.up()
+    await world.load()
+    async with world.fault():
+        await world.valkey.kill()
+        disk.tear(world.valkey, world.random.random())
+        await world.valkey.start()
+    row(await world.over(Expected(unknown=True)))
+    assert "Truncating the AOF" in world.valkey.output
+
+
+async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World, row: Row) -> None:
+    """Ids go on above all that were ever given out, so the archive takes the new events in; the functions are
+    loaded again, viewers start anew and are not deaf."""
+    await world.up(webs=2)
+    await world.load()
+    async with world.fault():
+        await world.pause()
+        await world.drained()
+        highest = max(id for (id,) in world.query("SELECT id FROM rp_paper_generation_events"))
+        before = world.ledger.count
+        await world.valkey.kill()
+        disk.lose_everything(world.valkey)
+        world.valkey.wrap("faketime", "-f", "-1h", FAKETIME_DONT_FAKE_MONOTONIC="1")
+        await world.valkey.start()
+        world.go_on()
+    verdict = await world.over(Expected(resets=True))
+    ids = [id for (id,) in world.query("SELECT id FROM rp_paper_generation_events")]
+    assert len([id for id in ids if id > highest]) == world.ledger.count - before
+    assert world.statuses <= {"204", "503 not-stored", "503 outcome-unknown"}
+    row(verdict)

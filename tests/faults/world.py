@@ -15,6 +15,7 @@ import psutil
 import psycopg2
 import redis
 
+from relay import migrate
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id
 from tests.acceptance.running import CONVERSATION, TOKEN, USER
 from tests.faults.clients import Address, Producer, Watcher, mark_of
@@ -58,10 +59,9 @@ class World:
     async def up(self, *, webs: int = 1, persisters: int = 1, **env: str) -> None:
         """The ordinary deployment: Valkey, web workers and persisters, all ready."""
         await self.add_valkey()
-        for _ in range(webs):
-            await self.add_web(**env)
-        for _ in range(persisters):
-            await self.add_persister()
+        await asyncio.gather(
+            *(self.add_web(**env) for _ in range(webs)), *(self.add_persister() for _ in range(persisters))
+        )
 
     async def add_valkey(self, *lines: str) -> Valkey:
         made = Valkey(self.place / f"valkey-{len(self._servers)}", *lines)
@@ -70,10 +70,11 @@ class World:
         return made
 
     async def add_postgres(self) -> Postgres:
-        """A PostgreSQL for this row alone; to be added before what uses it, and migrated."""
+        """A PostgreSQL for this row alone, with its tables; to be added before what uses it."""
         made = Postgres(self.place / "postgres")
         self.database_url = made.url
         await self._add(made)
+        await asyncio.to_thread(migrate.upgrade, made.url)
         return made
 
     async def add_web(self, *launcher: str, redis_url: str | None = None, **env: str) -> Web:
@@ -109,13 +110,21 @@ class World:
     # Load
 
     async def load(
-        self, *, runs: int = 6, viewers: int = 2, address: Address | None = None, watch: Address | None = None
+        self,
+        *,
+        runs: int = 6,
+        viewers: int = 2,
+        patience_s: float = 6.0,
+        address: Address | None = None,
+        watch: Address | None = None,
     ) -> None:
         """Starts producers, one a run, and viewers of each run, and waits until all of them are at work."""
         for number in range(runs):
             run_id = f"run-{self.seed}-{number}"
             await self.claim(run_id)
-            self.producers.append(Producer(run_id, self.ledger, address or self.anywhere, self.seed))
+            producer = Producer(run_id, self.ledger, address or self.anywhere, self.seed)
+            producer.patience_s = patience_s
+            self.producers.append(producer)
         self._files = {web.pid: _files(web.pid) for web in self.webs}
         for producer in self.producers:
             for number in range(viewers):
@@ -131,6 +140,11 @@ class World:
         self.watchers.append(made)
         self._tasks.append(asyncio.create_task(made.run()))
         return made
+
+    async def retire(self, web: Web) -> int:
+        """Takes a worker out of the rotation and asks it to stop; its exit code."""
+        self.webs.remove(web)
+        return await web.stop()
 
     async def claim(self, run_id: str) -> None:
         host, port = self.anywhere()
@@ -177,6 +191,11 @@ class World:
     def go_on(self) -> None:
         for producer in self.producers:
             producer.go.set()
+
+    @property
+    def statuses(self) -> set[str]:
+        """All that producers were told."""
+        return set(self.ledger.statuses)
 
     # The end
 
