@@ -259,5 +259,7 @@ end
 
 redis.register_function('append_@VERSION@', append)
 redis.register_function('open_@VERSION@', open)
-redis.register_function('settle_@VERSION@', settle)
-redis.register_function('bury_@VERSION@', bury)
+
+-- What archives has to work without memory too, since nothing else makes room again.
+redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
+redis.register_function{function_name = 'bury_@VERSION@', callback = bury, flags = {'allow-oom'}}

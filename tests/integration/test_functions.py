@@ -250,6 +250,19 @@ def test_an_entry_is_buried_once(opened: redis.Redis) -> None:
     assert pending["pending"] == 0
 
 
+def test_without_memory_the_archive_goes_on(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("a", "2")]))
+    settled, bad = deliver(opened, "p", 2)
+    opened.config_set("maxmemory", "1")
+    try:
+        assert settle(opened, [settled], {"a": settled}) == 1
+        assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, bad, "id", bad) == 1
+    finally:
+        opened.config_set("maxmemory", "0")
+    pending: Any = opened.xpending(KEYS.log, GROUP)
+    assert pending["pending"] == 0
+
+
 def test_the_library_changes_its_name_with_its_source() -> None:
     assert functions.VERSION in functions.LIBRARY.splitlines()[0]
     assert all(
