@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Servers
-from tests.faults.oracle import Verdict
+from tests.faults.oracle import Fault, Verdict
 from tests.faults.world import World
 
 SEEDS = int(os.environ.get("FAULT_SEEDS", "0"))
@@ -87,6 +87,11 @@ class Row:
         self.note(verdict)
         verdict.check()
 
+    def red(self, verdict: Verdict, *faults: Fault) -> None:
+        """The same for a mutant, whose verdict has to name these faults."""
+        self.note(verdict)
+        assert set(faults) <= verdict.faults, f"the mistake was not noticed:\n{verdict.text}"
+
     def note(self, verdict: Verdict) -> None:
         """Only keeps it."""
         result: dict[str, Any] = {"row": self.name, "seed": self.seed, **verdict.counts}
@@ -99,7 +104,9 @@ class Row:
 @pytest.fixture
 def row(request: pytest.FixtureRequest, seed: int) -> Row:
     found = re.match(r"test_row_(\d+[a-z]?)_", request.node.name)
-    return Row(found[1] if found else request.node.name.partition("[")[0], seed)
+    mutant = re.search(r"row_(\d+[a-z]?)_is_red", request.node.name)
+    name = f"{mutant[1]} mutant" if mutant else request.node.name.partition("[")[0]
+    return Row(found[1] if found else name, seed)
 
 
 @pytest.fixture

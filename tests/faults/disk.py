@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.faults.servers import Valkey
+from tests.waiting import until
 
 SHIM = Path(__file__).with_name("power.c")
 MULTI = b"*1\r\n$5\r\nMULTI\r\n"
@@ -23,6 +24,12 @@ class PowerLoss:
         argv = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", str(SHIM), "-o", str(library), "-ldl"]
         subprocess.run(argv, check=True)
         valkey.wrap(LD_PRELOAD=str(library), SYNCED_NOTES=str(self._notes))
+
+    async def synced(self) -> None:
+        """Waits for the next time that the file is synced."""
+        note = self._notes / append_only_files(self._valkey)[-1].name
+        before = note.read_text()
+        await until(lambda: note.read_text() != before, "the file to be synced")
 
     async def strike(self) -> int:
         """The server ends at once, and its file is what a disk has after a power failure; answers how many

@@ -1,7 +1,7 @@
 """Runs a program of the product with one thing in it made to fail, or made wrong.
 
-    python -m tests.faults.failing POINT[:N] relay serve ...
-    python -m tests.faults.failing POINT[:N] persister run ...
+    python -m tests.faults.failing POINT[:N][+POINT...] relay serve ...
+    python -m tests.faults.failing POINT[:N][+POINT...] persister run ...
 
 The product knows nothing of this: its functions are wrapped here, before its own main starts. At a
 *failpoint* the process kills itself, the Nth time that it comes there. A *mutant* is a known mistake, put in
@@ -17,12 +17,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import redis.exceptions
+
 import persister.__main__
 import relay.cli
-from persister.consumer import Consumer
+from persister.consumer import Consumer, Delivery
 from persister.store import Store
 from relay.connect import Link
+from relay.hub import Burst, State, Viewer
 from relay.stream import functions
+from relay.stream.publish import _Lane
 from relay.stream.replay import Replay
 
 
@@ -40,15 +44,14 @@ class Once:
 
 def append_sent(times: int) -> None:
     """Events are stored, and nobody was told."""
-    die, send = Once(times), Link.command
+    die, append = Once(times), _Lane._append
 
-    async def command(self: Link, *words: str | bytes | int) -> Any:
-        answer = await send(self, *words)
-        if words[:2] == ("FCALL", functions.APPEND):
-            die()
-        return answer
+    async def stored(self: _Lane, groups: Any) -> Any:
+        answers = await append(self, groups)
+        die()
+        return answers
 
-    Link.command = command  # type: ignore[method-assign]
+    _Lane._append = stored  # type: ignore[method-assign]
 
 
 def before_insert(times: int) -> None:
@@ -103,6 +106,55 @@ def other_version(times: int) -> None:
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
 
 
+def retry_on(times: int) -> None:
+    """Mutant: a call whose answer was lost is sent again, as drivers do by themselves."""
+    send = Link.send
+
+    async def again(self: Link, packed: bytes) -> Any:
+        for _ in range(2):
+            try:
+                return await send(self, packed)
+            except redis.exceptions.ResponseError:
+                raise
+            except (redis.exceptions.RedisError, OSError):
+                await self.drop()
+                await self.connect()
+        return await send(self, packed)
+
+    Link.send = again  # type: ignore[method-assign]
+
+
+def no_held_state(times: int) -> None:
+    """Mutant: a viewer hears only what comes after its replay."""
+
+    def deliver(self: Viewer, burst: Burst) -> None:
+        if self.state is State.LIVE:
+            self._write(burst)
+
+    Viewer.deliver = deliver  # type: ignore[method-assign]
+
+
+def acknowledge_first(times: int) -> None:
+    """Mutant: a batch is acknowledged as soon as it is claimed."""
+    claim = Consumer.claim
+
+    def claimed(self: Consumer) -> list[Delivery]:
+        batch = claim(self)
+        if batch:
+            self.settle(batch, {})
+        return batch
+
+    Consumer.claim = claimed  # type: ignore[method-assign]
+
+
+def group_at_the_end(times: int) -> None:
+    """Mutant: the group begins with what is new."""
+    begins = "args[1], '0', 'MKSTREAM'"
+    assert begins in functions.LIBRARY
+    functions.LIBRARY = functions.LIBRARY.replace(begins, "args[1], '$', 'MKSTREAM'")
+    other_version(times)
+
+
 def _around(
     owner: type,
     name: str,
@@ -135,15 +187,20 @@ POINTS: dict[str, Callable[[int], None]] = {
         after_bury,
         dawdle,
         other_version,
+        retry_on,
+        no_held_state,
+        acknowledge_first,
+        group_at_the_end,
     )
 }
 PROGRAMS: dict[str, Any] = {"relay": relay.cli.main, "persister": persister.__main__.main}
 
 
 def main(arguments: Sequence[str]) -> None:
-    point, program, *rest = arguments
-    name, _, times = point.partition(":")
-    POINTS[name](int(times or 1))
+    points, program, *rest = arguments
+    for point in points.split("+"):
+        name, _, times = point.partition(":")
+        POINTS[name](int(times or 1))
     PROGRAMS[program](rest)
 
 

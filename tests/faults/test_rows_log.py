@@ -1,9 +1,10 @@
 """Rows 8 to 15: the event log."""
 
+from relay.stream.keys import GROUP
 from tests.faults import disk
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected
-from tests.faults.world import World
+from tests.faults.world import KEYS, World
 
 
 async def test_row_08_valkey_is_killed_and_comes_back_with_its_file(world: World, row: Row) -> None:
@@ -26,13 +27,16 @@ async def power_loss(world: World, policy: str) -> None:
     power = disk.PowerLoss(valkey, world.place)
     await valkey.start()
     await world.add_web()
-    await world.add_persister()
+    persister = await world.add_persister()
     await world.load()
     async with world.fault():
-        await world.more(world.random.randint(50, 200))
+        persister.freeze()  # so that what is acknowledged is nowhere else
+        await power.synced()
+        await world.more(world.random.randint(50, 150))
         lost = await power.strike()
         print(f"{lost} bytes were written and not synced")  # noqa: T201
         await valkey.start()
+        persister.thaw()
 
 
 async def test_row_09_the_power_fails_and_what_was_not_synced_is_gone(world: World, row: Row) -> None:
@@ -124,3 +128,23 @@ async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World
     assert len([id for id in ids if id > highest]) == world.ledger.count - before
     assert world.statuses <= {"204", "503 not-stored", "503 outcome-unknown"}
     row(verdict)
+
+
+async def lost_group(world: World, *launcher: str) -> None:
+    """Row 14b, with that persister."""
+    await world.add_valkey()
+    await world.add_web()
+    persister = await world.add_persister(*launcher)
+    await world.load()
+    async with world.fault():
+        persister.freeze()
+        await world.more(world.random.randint(50, 150))
+        world.ask("XGROUP", "DESTROY", KEYS.log, GROUP)
+        persister.thaw()
+
+
+async def test_row_14b_the_persisters_group_is_gone(world: World, row: Row) -> None:
+    """The group is made again at the beginning of the log: what is archived already is left out, and what is
+    not is archived."""
+    await lost_group(world)
+    row(await world.over())

@@ -45,6 +45,28 @@ async def test_row_16_the_answer_to_a_call_never_arrives(world: World, row: Row)
     row(verdict)
 
 
+async def lost_answers(world: World, *launcher: str) -> None:
+    """Row 16b, with that worker."""
+    valkey = await world.add_valkey()
+    proxy = await world.add_proxy(valkey.port)
+    await world.add_web(*launcher, redis_url=valkey.url_by(proxy.port))
+    await world.add_persister()
+    await world.load(keyed=False)
+    async with world.fault():
+        for _ in range(CUT):
+            for connection in proxy.using(b"FCALL"):
+                connection.replies_to_cut = 1
+            await world.more(world.random.randint(10, 30))
+
+
+async def test_row_16b_the_answer_never_arrives_and_there_are_no_keys(world: World, row: Row) -> None:
+    """Who sends without a key and never again has the event there once or not at all: the worker does not
+    repeat a call by itself."""
+    await lost_answers(world)
+    row(await world.over(Expected(unknown=True)))
+
+
+@pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_row_17_a_slow_network_that_loses_connections(world: World, row: Row) -> None:
     """300 ms of latency, give or take 300, small pieces, and now and then a reset: calls stay within their

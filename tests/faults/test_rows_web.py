@@ -115,17 +115,23 @@ async def test_row_06_a_viewer_stops_reading_during_a_burst(world: World, row: R
     row(verdict)
 
 
-@pytest.mark.timeout(400)
-async def test_row_07_a_thousand_viewers_connect_during_a_burst(world: World, row: Row) -> None:
-    """Whatever comes before, during and after a newcomer's replay, it has everything once and in order."""
+async def newcomers(world: World, count: int, points: str = "dawdle") -> None:
+    """Row 7, with that many viewers."""
     await world.add_valkey()
-    await world.add_web("failing", "dawdle")
+    await world.add_web("failing", points)
     await world.add_persister()
     await world.load(runs=10, viewers=0)
     for producer in world.producers:
         producer.pause_s = 0.2
-    for number in range(int(1000 * world.scale)):
+    for number in range(count):
         run_id = world.random.choice(world.producers).run_id
         world.watch(run_id, f"newcomer {number}")
         await world.more(1)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+async def test_row_07_a_thousand_viewers_connect_during_a_burst(world: World, row: Row) -> None:
+    """Whatever comes before, during and after a newcomer's replay, it has everything once and in order."""
+    await newcomers(world, 1000)
     row(await world.over())

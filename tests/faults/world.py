@@ -115,6 +115,7 @@ class World:
         runs: int = 6,
         viewers: int = 2,
         patience_s: float = 6.0,
+        keyed: bool = True,
         address: Address | None = None,
         watch: Address | None = None,
     ) -> None:
@@ -124,6 +125,7 @@ class World:
             await self.claim(run_id)
             producer = Producer(run_id, self.ledger, address or self.anywhere, self.seed)
             producer.patience_s = patience_s
+            producer.keyed = keyed
             self.producers.append(producer)
         self._files = {web.pid: _files(web.pid) for web in self.webs}
         for producer in self.producers:
@@ -199,15 +201,15 @@ class World:
 
     # The end
 
-    async def over(self, expected: Expected | None = None) -> Verdict:
-        """Ends the load once it is enough, lets everything settle, and judges."""
+    async def over(self, expected: Expected | None = None, settle_s: float = SETTLE_S) -> Verdict:
+        """Ends the load once it is enough, lets everything settle for so long at most, and judges."""
         expected = expected or Expected()
         await self.more(max(1, expected.acknowledged - self.ledger.count))
         for producer in self.producers:
             producer.stop()
         for producer in self.producers:
             await until(producer.idle.is_set, f"the last event of {producer.run_id}", SETTLE_S)
-        await self._settled()
+        await self._settled(settle_s)
         for watcher in self.watchers:
             watcher.leave()
         await asyncio.gather(*self._tasks)
@@ -217,7 +219,7 @@ class World:
             )
         return judge(await asyncio.to_thread(self.facts), expected)
 
-    async def _settled(self) -> None:
+    async def _settled(self, timeout_s: float) -> None:
         """Until the archive and all viewers have all; after a while the oracle says what is missing."""
 
         def settled() -> bool:
@@ -226,7 +228,7 @@ class World:
             return archived >= self.ledger.count and not behind and not any(self._group())
 
         with contextlib.suppress(AssertionError):
-            await until_in_thread(settled, "all to settle", SETTLE_S)
+            await until_in_thread(settled, "all to settle", timeout_s)
 
     async def drained(self) -> None:
         """Waits until the archive has all that was acknowledged, and nothing is pending."""
