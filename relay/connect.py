@@ -72,13 +72,21 @@ class Link:
 
     async def send(self, packed: bytes) -> Any:
         """What the server answers to a command that is packed already. Raises as `command` does."""
-        await self._connection.send_packed_command(packed)
+        await self._write(packed)
         return await self._connection.read_response()
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
-        await self._connection.send_packed_command(b"".join(command(*words) for words in commands))
+        await self._write(b"".join(command(*words) for words in commands))
         return [await self._answer() for _ in commands]
+
+    async def _write(self, packed: bytes) -> None:
+        try:
+            await self._connection.send_packed_command(packed)
+        except RuntimeError as error:
+            # uvloop's word for a connection that was reset while nobody used it. Neither the driver nor any
+            # of our callers would take it for a lost connection.
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle") from error
 
     async def _answer(self) -> Any:
         try:
