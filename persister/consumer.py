@@ -9,6 +9,8 @@ import redis
 import redis.exceptions
 
 from persister.settings import Settings
+from relay.connect import Durability
+from relay.errors import Unavailable
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 
@@ -23,6 +25,10 @@ class Delivery(NamedTuple):
 
     stream_id: bytes
     fields: Sequence[bytes] | None
+
+
+class NotKept(Unavailable):
+    default = "The event log does not hold the batch in as many files as RELAY_WAITAOF asks for."
 
 
 class Consumer:
@@ -41,6 +47,7 @@ class Consumer:
             client.set_response_callback(command, lambda reply, **_: reply)
         self._keys = ShardKeys(shard)
         self._settings = settings
+        self._durability = Durability(settings.waitaof) if settings.waitaof else None
         self._backlog = True
         self._claim_at = 0.0
 
@@ -50,7 +57,29 @@ class Consumer:
 
     def claim(self) -> list[Delivery]:
         """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news; an
-        empty batch says that there was none."""
+        empty batch says that there was none. Raises NotKept."""
+        batch = self._next()
+        if self._durability is not None:
+            self._await_kept(batch, self._durability)
+        return batch
+
+    def _await_kept(self, batch: Sequence[Delivery], durability: Durability) -> None:
+        """Leaves nothing for the archive that is lost with the primary: its sender would send it again.
+
+        WAITAOF waits for the last write of a connection, so one that changes nothing goes before it.
+        """
+        present = [delivery.stream_id for delivery in batch if delivery.fields]
+        if not present:
+            return
+        with self._redis.pipeline(transaction=False) as pipe:
+            name = self._settings.persister_name
+            pipe.xclaim(self._keys.log, GROUP, name, 0, [present[-1]], justid=True)
+            pipe.execute_command(*durability.words)  # type: ignore[no-untyped-call]
+            kept = pipe.execute(raise_on_error=False)[-1]
+        if not durability.reached(kept):
+            raise NotKept
+
+    def _next(self) -> list[Delivery]:
         if self._backlog:
             batch = self._read("0")
             if batch:
