@@ -312,7 +312,8 @@ def _doubled(facts: Facts) -> Iterator[Finding]:
 def _two_identities(facts: Facts) -> Iterator[Finding]:
     """The same event under different ids in different places, or an id that means different events."""
     marks: dict[Mark, set[int]] = defaultdict(set)
-    for _, held in _places(facts):
+    shown = (viewer.final for viewer in facts.viewers)
+    for held in (facts.archive, facts.log, *facts.runs.values(), *shown):
         for seen in held:
             marks[seen.mark].add(seen.id)
     for mark, ids in marks.items():

@@ -59,7 +59,8 @@ class Proxy:
         self.connections: set[Connection] = set()
         self.resets = 0
         self.port = 0
-        self._target = (host, port)
+        self.target = (host, port)
+        """Where new connections go."""
         self._random = random.Random(f"{seed} proxy of {port}")
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,7 +94,7 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            server_reader, server = await asyncio.open_connection(*self._target)
+            server_reader, server = await asyncio.open_connection(*self.target)
         except OSError:
             cut(writer)
             return

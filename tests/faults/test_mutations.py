@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected, Fault
-from tests.faults.test_rows_log import lost_group, power_loss
+from tests.faults.test_rows_log import lost_group, power_loss, replaced_by_its_replica
 from tests.faults.test_rows_network import lost_answers
 from tests.faults.test_rows_web import newcomers
 from tests.faults.world import World
@@ -17,6 +17,11 @@ async def test_without_a_sync_before_the_answer_row_09_is_red(world: World, row:
     await power_loss(world, "everysec")
     verdict = await world.over(Expected(unknown=True, resets=True))
     row.red(verdict, Fault.LOST)
+
+
+async def test_without_waiting_for_the_replica_row_15_is_red(world: World, row: Row) -> None:
+    await replaced_by_its_replica(world)
+    row.red(await world.over(Expected(resets=True), settle_s=5), Fault.LOST)
 
 
 async def test_with_a_driver_that_repeats_calls_row_16b_is_red(world: World, row: Row) -> None:

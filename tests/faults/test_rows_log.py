@@ -130,6 +130,40 @@ async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World
     row(verdict)
 
 
+async def replaced_by_its_replica(world: World, **env: str) -> None:
+    """Row 15: the replica is behind when the primary is lost, and takes over."""
+    primary = await world.add_valkey()
+    replication = await world.add_proxy(primary.port)
+    replica = await world.add_replica(replication.port)
+    proxy = await world.add_proxy(primary.port)
+    for add in (world.add_web, world.add_web, world.add_persister):
+        await add(redis_url=primary.url_by(proxy.port), **env)
+    await world.load()
+    async with world.fault():
+        for connection in replication.connections:
+            connection.mute = True
+        if env:
+            await world.trouble(6)
+            before = world.ledger.count
+            await world.trouble(12)
+            assert world.ledger.count == before, "acknowledged while no replica had it"
+        else:
+            world.persisters[0].freeze()  # so that what is acknowledged is nowhere else
+            await world.more(100)
+        await primary.kill()
+        world.valkey, proxy.target = replica, ("127.0.0.1", replica.port)
+        world.ask("REPLICAOF", "NO", "ONE")
+        await world.add_replica()
+        world.persisters[0].thaw()
+
+
+async def test_row_15_a_replica_that_is_behind_takes_over(world: World, row: Row) -> None:
+    """With WAITAOF 1 1, nothing that was acknowledged is missing, and nothing is archived that would be sent
+    again. Viewers who saw what is gone start anew."""
+    await replaced_by_its_replica(world, RELAY_WAITAOF="1,1")
+    row(await world.over(Expected(unknown=True, resets=True)))
+
+
 async def lost_group(world: World, *launcher: str) -> None:
     """Row 14b, with that persister."""
     await world.add_valkey()

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import random
+import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -67,6 +68,28 @@ class World:
         made = Valkey(self.place / f"valkey-{len(self._servers)}", *lines)
         self.valkey = made
         await self._add(made)
+        return made
+
+    async def add_replica(self, port: int | None = None) -> Valkey:
+        """A replica of Valkey with a file of its own and the same password, in step with it. `port`: of a
+        proxy in between."""
+        primary, directory = self.valkey, self.place / f"replica-{len(self._servers)}"
+        directory.mkdir()
+        password = primary.directory / "password"
+        shutil.copy(password, directory)
+        made = Valkey(
+            directory, f"replicaof 127.0.0.1 {port or primary.port}", f"masterauth {password.read_text()}"
+        )
+        with contextlib.closing(self.redis()) as client:
+            client.config_set("repl-diskless-sync-delay", 0)
+        await self._add(made)
+
+        def in_step() -> bool:
+            with contextlib.closing(self.redis()) as client:
+                client.set("in-step", 1, px=1000)
+                return client.waitaof(1, 1, 500) == [1, 1]
+
+        await until_in_thread(in_step, "the replica to be in step", SETTLE_S)
         return made
 
     async def add_postgres(self) -> Postgres:
