@@ -46,12 +46,12 @@ def append_sent(times: int) -> None:
     """Events are stored, and nobody was told."""
     die, append = Once(times), _Lane._append
 
-    async def stored(self: _Lane, groups: Any) -> Any:
-        answers = await append(self, groups)
+    async def stored(self: _Lane, *args: Any) -> Any:
+        answers = await append(self, *args)
         die()
         return answers
 
-    _Lane._append = stored  # type: ignore[method-assign]
+    _Lane._append = stored  # type: ignore[method-assign, assignment]
 
 
 def before_insert(times: int) -> None:

@@ -141,7 +141,7 @@ class Web(Server):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         argv = [*program("relay", launcher), "serve", "--port", str(self.port)]
-        quick = {"RELAY_KEEP_ALIVE_S": "1", "PYTHONPATH": str(ROOT)}
+        quick = {"RELAY_KEEP_ALIVE_S": "1", "RELAY_VIEWERS_PER_USER": "2000", "PYTHONPATH": str(ROOT)}
         environment = environment_with(**stores, **{**quick, **env})
         super().__init__(Part(name, argv, self._answers, env=environment, log=place / f"{name}.log"))
 
