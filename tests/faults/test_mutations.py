@@ -15,10 +15,11 @@ from tests.faults.world import World
 
 async def test_without_a_sync_before_the_answer_row_09_is_red(world: World, row: Row) -> None:
     await power_loss(world, "everysec")
-    verdict = await world.over(Expected(unknown=True, resets=True))
+    verdict = await world.over(Expected(unknown=True, resets=True), settle_s=5)
     row.red(verdict, Fault.LOST)
 
 
+@pytest.mark.long
 async def test_without_waiting_for_the_replica_row_15_is_red(world: World, row: Row) -> None:
     await replaced_by_its_replica(world)
     row.red(await world.over(Expected(resets=True), settle_s=5), Fault.LOST)
@@ -35,6 +36,7 @@ async def test_without_holding_newcomers_row_07_is_red(world: World, row: Row) -
     row.red(await world.over(settle_s=5), Fault.LOST, Fault.DISAGREEMENT)
 
 
+@pytest.mark.long
 async def test_with_a_group_at_the_end_of_the_log_row_14b_is_red(world: World, row: Row) -> None:
     await lost_group(world, "failing", "group_at_the_end")
     row.red(await world.over(settle_s=5), Fault.LOST)

@@ -102,6 +102,7 @@ async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row
     row(verdict)
 
 
+@pytest.mark.long
 async def test_row_18b_the_persisters_connection_is_half_open(world: World, row: Row) -> None:
     """The same for a persister: it notices within its block and two seconds, takes up its own backlog, and
     the archive has everything once."""
