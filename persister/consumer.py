@@ -58,19 +58,17 @@ class Consumer:
     def claim(self) -> list[Delivery]:
         """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news; an
         empty batch says that there was none. Raises NotKept."""
-        batch = self._next()
-        if self._durability is not None:
-            self._await_kept(batch, self._durability)
-        return batch
+        return self._kept(self._next())
 
-    def _await_kept(self, batch: Sequence[Delivery], durability: Durability) -> None:
-        """Leaves nothing for the archive that is lost with the primary: its sender would send it again.
+    def _kept(self, batch: list[Delivery]) -> list[Delivery]:
+        """The batch, once it is where RELAY_WAITAOF wants it: the archive holds nothing that is lost with the
+        primary, since its sender would send it again.
 
         WAITAOF waits for the last write of a connection, so one that changes nothing goes before it.
         """
-        present = [delivery.stream_id for delivery in batch if delivery.fields]
-        if not present:
-            return
+        durability, present = self._durability, [item.stream_id for item in batch if item.fields]
+        if durability is None or not present:
+            return batch
         with self._redis.pipeline(transaction=False) as pipe:
             name = self._settings.persister_name
             pipe.xclaim(self._keys.log, GROUP, name, 0, [present[-1]], justid=True)
@@ -78,6 +76,7 @@ class Consumer:
             kept = pipe.execute(raise_on_error=False)[-1]
         if not durability.reached(kept):
             raise NotKept
+        return batch
 
     def _next(self) -> list[Delivery]:
         if self._backlog:
@@ -93,8 +92,8 @@ class Consumer:
         return self._read(">")
 
     def claim_more(self) -> list[Delivery]:
-        """New entries beside a batch that is under way, without waiting for any."""
-        return [] if self._backlog else self._read(">", wait=False)
+        """New entries beside a batch that is under way, without waiting for any. Raises NotKept."""
+        return [] if self._backlog else self._kept(self._read(">", wait=False))
 
     def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
         """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""

@@ -61,7 +61,25 @@ def before_insert(times: int) -> None:
 
 def after_insert(times: int) -> None:
     """The rows are inserted, and not committed."""
-    _around(Store, "_insert_kind", after=Once(times), static=True)
+    die, opened = Once(times), Store._open
+
+    class Doomed:
+        """A connection that dies where its transaction would be committed."""
+
+        def __init__(self, connection: Any) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._connection, name)
+
+        def __enter__(self) -> Any:
+            return self._connection.__enter__()
+
+        def __exit__(self, *exc: Any) -> Any:
+            die()
+            return self._connection.__exit__(*exc)
+
+    Store._open = lambda self: Doomed(opened(self))  # type: ignore[method-assign, assignment, return-value]
 
 
 def after_commit(times: int) -> None:
@@ -161,18 +179,19 @@ def _around(
     *,
     before: Callable[[], None] = lambda: None,
     after: Callable[[], None] = lambda: None,
-    static: bool = False,
 ) -> None:
-    """Has something done before or after a method of the product."""
+    """Has something done before or after a method of the product, where it is given something to do."""
     wrapped = getattr(owner, name)
 
     def method(*args: Any) -> Any:
+        if not args[1]:
+            return wrapped(*args)
         before()
         result = wrapped(*args)
         after()
         return result
 
-    setattr(owner, name, staticmethod(method) if static else method)
+    setattr(owner, name, method)
 
 
 POINTS: dict[str, Callable[[int], None]] = {
