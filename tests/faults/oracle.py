@@ -4,8 +4,7 @@ The oracle is given facts and does nothing else: a ledger of what producers trie
 logs, the viewers, the archive and the dead letters hold in the end. It answers with a verdict:
 
     LOST          acknowledged, and not in the archive or the dead letters, or not seen by a viewer who stayed
-    INVENTED      held somewhere, though nobody sent it, or its producer was told that it is not stored, or
-                  its content is another
+    INVENTED      held though nobody sent it so, or though its producer was told that it is not stored
     DOUBLED       one event under two ids, or one id twice
     REORDERED     ids, or the numbers that a producer gave, that do not rise
     DISAGREEMENT  two places that should hold the same do not
@@ -13,8 +12,6 @@ logs, the viewers, the archive and the dead letters hold in the end. It answers 
     NOT_QUIET     something is still pending, buried, or held open when all is over
     SLOW          an answer, or the way back after the fault, took too long
     VACUOUS       the run proves nothing: too few events, or the fault was not felt
-
-Nothing is forgiven on the way: viewers' facts come without any removal of repeats.
 """
 
 import threading
@@ -120,10 +117,6 @@ class Ledger:
     def statuses(self) -> Mapping[str, int]:
         return Counter(call.status for call in self.calls)
 
-    @property
-    def longest_s(self) -> float:
-        return max((call.took_s for call in self.calls), default=0.0)
-
     def of_run(self, run_id: str) -> list[Mark]:
         """What was acknowledged of a run, in its producer's order."""
         return sorted(mark for mark in self.acknowledged if mark.run_id == run_id)
@@ -223,9 +216,9 @@ class Verdict:
     @property
     def counts(self) -> dict[str, int]:
         """All that a report needs, by name."""
+        calls = {"acknowledged": self.acknowledged, "unknown": self.unknown}
         found = {fault.value: self.count(fault) for fault in Fault}
-        longest = {"longest stall ms": round(self.longest_s * 1000)}
-        return {"acknowledged": self.acknowledged, "unknown": self.unknown} | found | longest
+        return {**calls, **found, "longest stall ms": round(self.longest_s * 1000)}
 
     @property
     def text(self) -> str:
@@ -243,19 +236,20 @@ class Verdict:
 def judge(facts: Facts, expected: Expected | None = None) -> Verdict:
     """The verdict on a run."""
     expected = expected or Expected()
-    checks = (_lost, _invented, _doubled, _reordered, _disagreement)
-    findings = [finding for check in checks for finding in check(facts)]
+    findings: list[Finding] = []
+    for check in (_lost, _invented, _doubled, _reordered, _disagreement):
+        findings += check(facts)
     for strict in (_reset, _not_quiet, _slow, _vacuous):
         findings += strict(facts, expected)
     ledger = facts.ledger
-    return Verdict(ledger.count, ledger.unknown, ledger.longest_s, ledger.statuses, findings)
+    longest_s = max((call.took_s for call in ledger.calls), default=0.0)
+    return Verdict(ledger.count, ledger.unknown, longest_s, ledger.statuses, findings)
 
 
 def _lost(facts: Facts) -> Iterator[Finding]:
     """O1: what was acknowledged is kept, and was shown to every viewer who stayed."""
     kept = {seen.mark for seen in (*facts.archive, *facts.dead)}
-    runs = {mark.run_id for mark in facts.ledger.acknowledged}
-    for run_id in sorted(runs):
+    for run_id in sorted({mark.run_id for mark in facts.ledger.acknowledged}):
         yield from _missing(facts.ledger.of_run(run_id), kept, "the archive")
     for viewer in facts.viewers:
         if viewer.stayed:
@@ -272,10 +266,8 @@ def _missing(acknowledged: Sequence[Mark], held: Collection[Mark], place: str) -
 
 def _where(acknowledged: Sequence[Mark], missing: Sequence[Mark]) -> str:
     """Which part of a run is missing."""
-    if len(missing) == len(acknowledged):
-        return "whole"
     if missing == acknowledged[: len(missing)]:
-        return "prefix"
+        return "whole" if len(missing) == len(acknowledged) else "prefix"
     return "suffix" if missing == acknowledged[-len(missing) :] else "middle"
 
 
@@ -293,10 +285,9 @@ def _invented(facts: Facts) -> Iterator[Finding]:
     known = set(facts.ledger.attempted.values())
     never = facts.ledger.never
     for place, held in (*_places(facts), ("the dead letters", facts.dead)):
-        for seen in held:
-            if seen.mark not in known or seen.mark in never:
-                why = "was said not to be stored" if seen.mark in never else "was never sent so"
-                yield Finding(Fault.INVENTED, f"{place} has {seen.mark}, which {why}")
+        for mark in (seen.mark for seen in held if seen.mark not in known or seen.mark in never):
+            why = "was said not to be stored" if mark in never else "was never sent so"
+            yield Finding(Fault.INVENTED, f"{place} has {mark}, which {why}")
 
 
 def _doubled(facts: Facts) -> Iterator[Finding]:
@@ -330,38 +321,32 @@ def _reordered(facts: Facts) -> Iterator[Finding]:
         for entries in _by_run(held).values():
             for before, after in pairwise(entries):
                 if after.mark.number < before.mark.number:
-                    text = f"{place}: {after.mark.number} of {after.mark.run_id} behind {before.mark.number}"
-                    yield Finding(Fault.REORDERED, text)
+                    yield Finding(Fault.REORDERED, f"{place} has {after.mark} behind {before.mark.number}")
 
 
 def _disagreement(facts: Facts) -> Iterator[Finding]:
     """O5: every viewer and every log that is left holds what the archive holds."""
-    archive = _by_run(sorted((*facts.archive, *facts.dead)))
+    archive, logged = _by_run(sorted((*facts.archive, *facts.dead))), _by_run(facts.log)
     for viewer in facts.viewers:
-        rows = archive.get(viewer.run_id, [])
-        if viewer.stayed and list(viewer.final) != rows:
-            yield _differs(viewer.name, viewer.final, "the archive", rows)
-    logged = _by_run(facts.log)
+        if viewer.stayed:
+            yield from _differ(viewer.name, viewer.final, "the archive", archive.get(viewer.run_id, []))
     for run_id, entries in facts.runs.items():
-        yield from _overlap(f"the run log of {run_id}", entries, "the archive", archive.get(run_id, []))
-        yield from _overlap(f"the run log of {run_id}", entries, "the shard log", logged.get(run_id, []))
+        for other, others in (("the archive", archive), ("the shard log", logged)):
+            pair = _overlap(entries, others.get(run_id, []))
+            yield from _differ(f"the run log of {run_id}", pair[0], other, pair[1])
 
 
-def _overlap(place: str, held: Sequence[Seen], other: str, others: Sequence[Seen]) -> Iterator[Finding]:
-    """Both are trimmed at their beginnings, so they are compared from where both have begun."""
-    if not held or not others:
-        return
-    begin = max(held[0].id, others[0].id)
-    mine = [seen for seen in held if seen.id >= begin]
-    theirs = [seen for seen in others if seen.id >= begin]
-    if mine != theirs:
-        yield _differs(place, mine, other, theirs)
+def _overlap(held: Sequence[Seen], others: Sequence[Seen]) -> list[list[Seen]]:
+    """Logs are trimmed at their beginnings, so they are compared from where both have begun."""
+    begin = max(held[0].id, others[0].id) if held and others else float("inf")
+    return [[seen for seen in part if seen.id >= begin] for part in (held, others)]
 
 
-def _differs(place: str, held: Sequence[Seen], other: str, others: Sequence[Seen]) -> Finding:
-    apart = sorted(set(held) ^ set(others))
-    first = f"the first difference is {apart[0]}" if apart else "the same in another order or number"
-    return Finding(Fault.DISAGREEMENT, f"{place} has {len(held)}, {other} {len(others)}; {first}")
+def _differ(place: str, held: Sequence[Seen], other: str, others: Sequence[Seen]) -> Iterator[Finding]:
+    if list(held) != list(others):
+        apart = sorted(set(held) ^ set(others))
+        first = f"the first difference is {apart[0]}" if apart else "the same in another order or number"
+        yield Finding(Fault.DISAGREEMENT, f"{place} has {len(held)}, {other} {len(others)}; {first}")
 
 
 def _reset(facts: Facts, expected: Expected) -> Iterator[Finding]:
@@ -387,8 +372,8 @@ def _not_quiet(facts: Facts, expected: Expected) -> Iterator[Finding]:
 def _slow(facts: Facts, expected: Expected) -> Iterator[Finding]:
     """O7: nobody waits for long, fault or not."""
     for call in facts.ledger.calls:
-        excused = call.client_gave_up and expected.may_give_up
-        if call.took_s > expected.deadline_s + expected.slack_s and not excused:
+        late = call.took_s > expected.deadline_s + expected.slack_s
+        if late and not (call.client_gave_up and expected.may_give_up):
             yield Finding(Fault.SLOW, f"{call.mark.run_id} {call.mark.number} took {call.took_s:.2f} s")
     for back in facts.back:
         if back.took_s > back.limit_s:
@@ -399,8 +384,7 @@ def _vacuous(facts: Facts, expected: Expected) -> Iterator[Finding]:
     """O8: something was at stake."""
     ledger = facts.ledger
     if ledger.count < expected.acknowledged:
-        text = f"{ledger.count} events were acknowledged, and {expected.acknowledged} are needed"
-        yield Finding(Fault.VACUOUS, text)
+        yield Finding(Fault.VACUOUS, f"{ledger.count} of {expected.acknowledged} events were acknowledged")
     if expected.unknown and not ledger.unknown:
         yield Finding(Fault.VACUOUS, "the fault left nobody in doubt")
     for began, ended in facts.faults:

@@ -113,6 +113,15 @@ def test_keys_are_forgotten_after_a_while(opened: redis.Redis) -> None:
     assert 0 < left <= REMEMBER_MS
 
 
+def test_a_key_that_comes_again_is_remembered_anew(opened: redis.Redis) -> None:
+    group: Group = ("k", "digest", [("a", "1")])
+    append(opened, group)
+    opened.pexpire(KEYS.once("k"), 1000)
+    append(opened, group)
+    left: Any = opened.pttl(KEYS.once("k"))
+    assert left > 1000
+
+
 @pytest.mark.parametrize("spoilt", ["run", "once", "log", "runs"])
 def test_where_anything_is_wrong_nothing_is_written(opened: redis.Redis, spoilt: str) -> None:
     append(opened, (None, "", [("a", "1")]))
