@@ -147,6 +147,8 @@ class Producer:
         return call
 
     async def _exchange(self, request: bytes) -> tuple[Outcome, str]:
+        if self._connection is not None and self._connection[0].at_eof():
+            self._drop()  # the server is done with it, and has said so
         if self._connection is None:
             try:
                 self._connection = await asyncio.open_connection(*self._address())
