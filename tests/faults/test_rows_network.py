@@ -8,6 +8,7 @@ from tests.faults.conftest import Row
 from tests.faults.oracle import Expected
 from tests.faults.proxy import Proxy, Toxics
 from tests.faults.world import World
+from tests.waiting import until
 
 SWALLOWED = 4
 CUT = 10
@@ -88,8 +89,7 @@ async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row
     proxy = await proxied(world)
     await world.load()
     async with world.fault():
-        tailers = proxy.using(b"XREAD\r")
-        assert tailers
+        tailers = await until(lambda: proxy.using(b"XREAD\r"), "the tailer's connection")
         for connection in tailers:
             connection.mute = True
         before = {watcher.name: watcher.numbers for watcher in world.watchers}
@@ -109,8 +109,7 @@ async def test_row_18b_the_persisters_connection_is_half_open(world: World, row:
     proxy = await proxied(world)
     await world.load()
     async with world.fault():
-        readers = proxy.using(b"XREADGROUP")
-        assert readers
+        readers = await until(lambda: proxy.using(b"XREADGROUP"), "the persister's connection")
         for connection in readers:
             connection.mute = True
         muted = time.monotonic()
