@@ -4,7 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench check schemathesis install debian clean
+# How many random seeds every row of the fault matrix gets, and where the results go.
+SEEDS ?= 20
+RESULTS ?= fault-results.json
+
+.PHONY: demo test faults bench check schemathesis install debian clean
 
 demo: install
 	$(BIN)/relay demo
@@ -15,6 +19,9 @@ test: install debian
 # The relay against nginx with nchan and against its limits; QUICK=1 for a short look.
 bench: install debian
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+faults: install debian
+	FAULT_SEEDS=$(SEEDS) FAULT_RESULTS=$(RESULTS) $(BIN)/pytest tests/faults -s $(ARGS)
 
 check: install
 	$(BIN)/ruff format --check .

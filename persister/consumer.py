@@ -9,6 +9,8 @@ import redis
 import redis.exceptions
 
 from persister.settings import Settings
+from relay.connect import Durability
+from relay.errors import Unavailable
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 
@@ -23,6 +25,10 @@ class Delivery(NamedTuple):
 
     stream_id: bytes
     fields: Sequence[bytes] | None
+
+
+class NotKept(Unavailable):
+    default = "The event log does not hold the batch in as many files as RELAY_WAITAOF asks for."
 
 
 class Consumer:
@@ -41,6 +47,7 @@ class Consumer:
             client.set_response_callback(command, lambda reply, **_: reply)
         self._keys = ShardKeys(shard)
         self._settings = settings
+        self._durability = Durability(settings.waitaof) if settings.waitaof else None
         self._backlog = True
         self._claim_at = 0.0
 
@@ -50,7 +57,28 @@ class Consumer:
 
     def claim(self) -> list[Delivery]:
         """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news; an
-        empty batch says that there was none."""
+        empty batch says that there was none. Raises NotKept."""
+        return self._kept(self._next())
+
+    def _kept(self, batch: list[Delivery]) -> list[Delivery]:
+        """The batch, once it is where RELAY_WAITAOF wants it: the archive holds nothing that is lost with the
+        primary, since its sender would send it again.
+
+        WAITAOF waits for the last write of a connection, so one that changes nothing goes before it.
+        """
+        durability, present = self._durability, [item.stream_id for item in batch if item.fields]
+        if durability is None or not present:
+            return batch
+        with self._redis.pipeline(transaction=False) as pipe:
+            name = self._settings.persister_name
+            pipe.xclaim(self._keys.log, GROUP, name, 0, [present[-1]], justid=True)
+            pipe.execute_command(*durability.words)  # type: ignore[no-untyped-call]
+            kept = pipe.execute(raise_on_error=False)[-1]
+        if not durability.reached(kept):
+            raise NotKept
+        return batch
+
+    def _next(self) -> list[Delivery]:
         if self._backlog:
             batch = self._read("0")
             if batch:
@@ -64,8 +92,8 @@ class Consumer:
         return self._read(">")
 
     def claim_more(self) -> list[Delivery]:
-        """New entries beside a batch that is under way, without waiting for any."""
-        return [] if self._backlog else self._read(">", wait=False)
+        """New entries beside a batch that is under way, without waiting for any. Raises NotKept."""
+        return [] if self._backlog else self._kept(self._read(">", wait=False))
 
     def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
         """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""

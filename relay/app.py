@@ -68,7 +68,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
         stack.callback(database.close)
         history = History(database)
         publisher = Publisher(
-            lambda: connect.append_link(redis_url),
+            lambda: connect.append_link(redis_url, settings.waitaof),
             history.highest,
             shards=settings.shards,
             deadline_s=settings.append_deadline_s,

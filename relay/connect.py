@@ -14,7 +14,7 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
-from relay.errors import DatabaseUnavailable, Misconfigured
+from relay.errors import DatabaseUnavailable, Misconfigured, OutcomeUnknown
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -30,6 +30,9 @@ BLOCK_MS = 5_000
 
 BLOCK_GRACE_S = 2.0
 """What a blocking read gets beyond its block: redis-py does not extend its time-out by BLOCK."""
+
+WAITAOF_MS = 2_000
+"""How long a server may take over having a write in the files that were asked for: below `REPLY_S`."""
 
 _REDIS = {
     "socket_connect_timeout": CONNECT_S,
@@ -48,6 +51,21 @@ def bulk(word: str | bytes | int) -> bytes:
 def command(*words: str | bytes | int) -> bytes:
     """A command, as RESP writes it."""
     return b"".join([b"*%d\r\n" % len(words), *map(bulk, words)])
+
+
+class Durability:
+    """In how many files, the server's own and its replicas', a write has to be before it counts as kept."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = [int(count) for count in asked.split(",")]
+        self.words: Sequence[str | int] = ("WAITAOF", *self._asked, WAITAOF_MS)
+        """The command that waits for the last write of its connection."""
+
+    def reached(self, answer: Any) -> bool:
+        """Whether that many were reached: the server also answers where it was fewer, in the end."""
+        return isinstance(answer, list) and all(
+            got >= asked for got, asked in zip(answer, self._asked, strict=True)
+        )
 
 
 class Link:
@@ -72,13 +90,25 @@ class Link:
 
     async def send(self, packed: bytes) -> Any:
         """What the server answers to a command that is packed already. Raises as `command` does."""
-        await self._connection.send_packed_command(packed)
+        await self._write(packed)
         return await self._connection.read_response()
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
-        await self._connection.send_packed_command(b"".join(command(*words) for words in commands))
-        return [await self._answer() for _ in commands]
+        return await self.exchange(b"".join(command(*words) for words in commands), len(commands))
+
+    async def exchange(self, packed: bytes, count: int) -> list[Any]:
+        """The same for that many commands that are packed already."""
+        await self._write(packed)
+        return [await self._answer() for _ in range(count)]
+
+    async def _write(self, packed: bytes) -> None:
+        try:
+            await self._connection.send_packed_command(packed)
+        except RuntimeError as error:
+            # uvloop's word for a connection that was reset while nobody used it. Neither the driver nor any
+            # of our callers would take it for a lost connection.
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle") from error
 
     async def _answer(self) -> Any:
         try:
@@ -91,9 +121,26 @@ class Link:
         await self._connection.disconnect(nowait=True)
 
 
-def append_link(url: str) -> Link:
+class DurableLink(Link):
+    """A link on which a command is answered once as many files as were asked for hold what it wrote."""
+
+    def __init__(self, url: str, reply_s: float, durability: Durability) -> None:
+        super().__init__(url, reply_s)
+        self._durability = durability
+
+    async def send(self, packed: bytes) -> Any:
+        """Raises OutcomeUnknown where they do not in time: it is written, and may be lost with the server."""
+        answer, kept = await self.exchange(packed + command(*self._durability.words), 2)
+        if isinstance(answer, redis.exceptions.ResponseError):
+            raise answer
+        if not self._durability.reached(kept):
+            raise OutcomeUnknown
+        return answer
+
+
+def append_link(url: str, waitaof: str | None = None) -> Link:
     """For the write path, where a repeated command would write twice."""
-    return Link(url, REPLY_S)
+    return DurableLink(url, REPLY_S, Durability(waitaof)) if waitaof else Link(url, REPLY_S)
 
 
 def tail_link(url: str) -> Link:

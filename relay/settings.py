@@ -33,6 +33,13 @@ class StoreSettings(BaseSettings):
         validation_alias=_plain("DATABASE_URL"),
         description="The PostgreSQL that holds the archive, as a libpq URL.",
     )
+    waitaof: str | None = Field(
+        None,
+        pattern=r"^[01],[0-9]$",
+        description="`local,replicas`: the files, the server's own and those of its replicas, that have to "
+        "hold an event before it is acknowledged or archived. `1,1` where a replica may take over from a "
+        "lost primary, `1,0` where the server syncs its file only every second.",
+    )
     shards: int = Field(
         1,
         ge=1,

@@ -140,7 +140,7 @@ local function append(keys, args)
     if problem then return problem end
   end
 
-  local answers, writes, used, opened = {}, {}, {}, {}
+  local answers, writes, used, again, opened = {}, {}, {}, {}, {}
   local i = 5 + runs
   while i <= #args do
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
@@ -151,6 +151,7 @@ local function append(keys, args)
       local before = used[key] or redis.pcall('GET', key)
       if type(before) == 'table' then return before end
       if before then
+        if not used[key] then again[#again + 1] = key end
         local same, number = string.match(before, '^(.*):(%d+)$')
         first = same == digest and tonumber(number) or -1
       end
@@ -184,6 +185,9 @@ local function append(keys, args)
   for r = 2, runs + 1 do redis.call('PERSIST', keys[r]) end
   for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
   for n = 1, #opened do redis.call('ZADD', known, now_ms + LOOK_AGAIN_MS, opened[n]) end
+  -- A key that came again is remembered anew. Whoever then waits for this write (WAITAOF) has waited for
+  -- the one that the key stands for, too, though another connection made that.
+  for _, key in ipairs(again) do redis.call('PEXPIRE', key, remember) end
   return answers
 end
 
@@ -259,5 +263,7 @@ end
 
 redis.register_function('append_@VERSION@', append)
 redis.register_function('open_@VERSION@', open)
-redis.register_function('settle_@VERSION@', settle)
-redis.register_function('bury_@VERSION@', bury)
+
+-- What archives has to work without memory too, since nothing else makes room again.
+redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
+redis.register_function{function_name = 'bury_@VERSION@', callback = bury, flags = {'allow-oom'}}

@@ -1,18 +1,23 @@
 """Connections: shared, honest about failures, and found again."""
 
 import asyncio
+import select
+import socket
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg2
 import psycopg2.extensions
 import pytest
 import redis
+import uvloop
 
 from relay import connect
-from relay.connect import Database, SharedLink
+from relay.connect import Database, Link, SharedLink
 from relay.errors import DatabaseUnavailable, Misconfigured
 from tests.conftest import Servers
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -126,3 +131,36 @@ def test_blocking_reads_wait_longer_than_their_block(servers: Servers) -> None:
     timeout = client.connection_pool.connection_kwargs["socket_timeout"]
     assert timeout > connect.BLOCK_MS / 1000
     client.close()
+
+
+def pong_and_reset(listener: socket.socket, answered: threading.Event) -> None:
+    """A server that answers every question, until it resets the connection."""
+    connection, _ = listener.accept()
+    while not answered.is_set():
+        if select.select([connection], [], [], 0.01)[0]:
+            connection.sendall(b"+PONG\r\n" * connection.recv(1000).count(b"*"))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+async def ask_before_and_after_a_reset(port: int, answered: threading.Event) -> None:
+    link = Link(f"redis://127.0.0.1:{port}", 5)
+    await link.connect()
+    assert await link.command("PING") == b"PONG"
+    answered.set()
+    await until(lambda: link._connection._reader.exception() is not None, "the reset to arrive")
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await link.command("PING")
+    await link.drop()
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_connection_that_was_reset_while_idle_is_a_lost_connection(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=loop) as runner:
+        answered = threading.Event()
+        server = threading.Thread(target=pong_and_reset, args=[listener, answered])
+        server.start()
+        runner.run(ask_before_and_after_a_reset(listener.getsockname()[1], answered))
+        server.join()

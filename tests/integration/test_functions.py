@@ -113,6 +113,15 @@ def test_keys_are_forgotten_after_a_while(opened: redis.Redis) -> None:
     assert 0 < left <= REMEMBER_MS
 
 
+def test_a_key_that_comes_again_is_remembered_anew(opened: redis.Redis) -> None:
+    group: Group = ("k", "digest", [("a", "1")])
+    append(opened, group)
+    opened.pexpire(KEYS.once("k"), 1000)
+    append(opened, group)
+    left: Any = opened.pttl(KEYS.once("k"))
+    assert left > 1000
+
+
 @pytest.mark.parametrize("spoilt", ["run", "once", "log", "runs"])
 def test_where_anything_is_wrong_nothing_is_written(opened: redis.Redis, spoilt: str) -> None:
     append(opened, (None, "", [("a", "1")]))
@@ -246,6 +255,19 @@ def test_an_entry_is_buried_once(opened: redis.Redis) -> None:
         assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, id, *fields) == expected
     letters: Any = opened.xrange(KEYS.dead_letters)
     assert [fields for _, fields in letters] == [{b"id": id.encode(), b"reason": b"why", b"r": b"a"}]
+    pending: Any = opened.xpending(KEYS.log, GROUP)
+    assert pending["pending"] == 0
+
+
+def test_without_memory_the_archive_goes_on(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("a", "2")]))
+    settled, bad = deliver(opened, "p", 2)
+    opened.config_set("maxmemory", "1")
+    try:
+        assert settle(opened, [settled], {"a": settled}) == 1
+        assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, bad, "id", bad) == 1
+    finally:
+        opened.config_set("maxmemory", "0")
     pending: Any = opened.xpending(KEYS.log, GROUP)
     assert pending["pending"] == 0
 

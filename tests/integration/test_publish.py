@@ -230,3 +230,31 @@ async def test_a_library_that_is_gone_is_loaded_again(breakable: Breakable) -> N
     await breakable.publisher.append([event()])
     libraries: Any = breakable.client.function_list()
     assert [functions.VERSION in str(library) for library in libraries] == [True]
+
+
+def waiting(servers: Servers, database: Database, asked: str) -> Publisher:
+    """A publisher that wants events in so many files."""
+    return Publisher(
+        lambda: connect.append_link(servers.redis_url, asked),
+        History(database).highest,
+        shards=1,
+        deadline_s=2.8,
+        remember_ms=60_000,
+    )
+
+
+async def test_an_event_counts_once_the_servers_own_file_holds_it(
+    servers: Servers, database: Database, client: redis.Redis
+) -> None:
+    publisher = waiting(servers, database, "1,0")
+    assert await publisher.append([event()]) == logged(client)
+    await publisher.close()
+
+
+async def test_an_event_does_not_count_where_a_replica_should_hold_it_and_there_is_none(
+    servers: Servers, database: Database
+) -> None:
+    publisher = waiting(servers, database, "1,1")
+    with pytest.raises(OutcomeUnknown):
+        await publisher.append([event()])
+    await publisher.close()

@@ -1,0 +1,91 @@
+"""What can happen to Valkey's file: bytes that were never synced, a full disk, a torn tail, a flipped bit."""
+
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.faults.servers import Valkey
+from tests.waiting import until
+
+SHIM = Path(__file__).with_name("power.c")
+MULTI = b"*1\r\n$5\r\nMULTI\r\n"
+
+
+class PowerLoss:
+    """Keeps the books about what of Valkey's file is on the disk, and drops the rest."""
+
+    def __init__(self, valkey: Valkey, place: Path) -> None:
+        self._valkey = valkey
+        self._notes = place / "synced"
+        self._notes.mkdir()
+        library = place / "power.so"
+        argv = ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", str(SHIM), "-o", str(library), "-ldl"]
+        subprocess.run(argv, check=True)
+        valkey.wrap(LD_PRELOAD=str(library), SYNCED_NOTES=str(self._notes))
+
+    async def synced(self) -> None:
+        """Waits for the next time that the file is synced."""
+        note = self._notes / append_only_files(self._valkey)[-1].name
+        before = note.read_text()
+        await until(lambda: note.read_text() != before, "the file to be synced")
+
+    async def strike(self) -> int:
+        """The server ends at once, and its file is what a disk has after a power failure; answers how many
+        bytes that were written are gone."""
+        await self._valkey.kill()
+        lost = 0
+        for path in append_only_files(self._valkey):
+            note = self._notes / path.name
+            assert note.exists(), f"{path.name} was never synced"
+            kept = int(note.read_text())
+            lost += path.stat().st_size - kept
+            os.truncate(path, kept)
+        return lost
+
+
+def append_only_files(valkey: Valkey) -> list[Path]:
+    """The files that commands are appended to; the last one is in use."""
+    return sorted((valkey.directory / "appendonlydir").glob("*.incr.aof"))
+
+
+def may_meet_a_full_disk(valkey: Valkey) -> None:
+    """From the next start on, a write beyond a limit fails, as on a full disk, instead of killing."""
+    valkey.wrap("/bin/sh", "-c", 'trap "" XFSZ; exec "$0" "$@"')
+
+
+def fill_disk(valkey: Valkey, room: int) -> None:
+    """Leaves that many bytes for its file."""
+    size = append_only_files(valkey)[-1].stat().st_size
+    resource.prlimit(valkey.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
+
+
+def tear(valkey: Valkey, part: float) -> None:
+    """Leaves the beginning of a write that was under way at the end of its file: so much of the last one."""
+    path = append_only_files(valkey)[-1]
+    data = path.read_bytes()
+    last = data[data.rindex(MULTI) :]
+    with path.open("ab") as file:
+        file.write(last[: max(len(MULTI) + 1, int(part * len(last)) - 1)])
+
+
+def flip(valkey: Valkey, content: bytes) -> None:
+    """Changes one byte within the first occurrence of `content` in its file."""
+    path = append_only_files(valkey)[-1]
+    data = bytearray(path.read_bytes())
+    place = data.index(content) + len(content) // 2
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def lose_everything(valkey: Valkey) -> None:
+    """Its directory is empty when it starts again."""
+    shutil.rmtree(valkey.directory / "appendonlydir")
+
+
+def set_clock(valkey: Valkey, offset: str) -> None:
+    """Has its wall clock off by that much, from the next start on. Not by way of the program `faketime`,
+    which would stay between us and the server."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    valkey.wrap(LD_PRELOAD=str(library), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")

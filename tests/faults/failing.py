@@ -1,0 +1,227 @@
+"""Runs a program of the product with one thing in it made to fail, or made wrong.
+
+    python -m tests.faults.failing POINT[:N][+POINT...] relay serve ...
+    python -m tests.faults.failing POINT[:N][+POINT...] persister run ...
+
+The product knows nothing of this: its functions are wrapped here, before its own main starts. At a
+*failpoint* the process kills itself, the Nth time that it comes there. A *mutant* is a known mistake, put in
+so that the matrix can show that it would notice.
+"""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis.exceptions
+
+import persister.__main__
+import relay.cli
+from persister.consumer import Consumer, Delivery
+from persister.store import Store
+from relay.connect import Link
+from relay.hub import Burst, State, Viewer
+from relay.stream import functions
+from relay.stream.publish import _Lane
+from relay.stream.replay import Replay
+
+
+class Once:
+    """Kills this process, as SIGKILL does, the Nth time that it is called."""
+
+    def __init__(self, times: int) -> None:
+        self._turns = itertools.count(1)
+        self._times = times
+
+    def __call__(self) -> None:
+        if next(self._turns) == self._times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def append_sent(times: int) -> None:
+    """Events are stored, and nobody was told."""
+    die, append = Once(times), _Lane._append
+
+    async def stored(self: _Lane, *args: Any) -> Any:
+        answers = await append(self, *args)
+        die()
+        return answers
+
+    _Lane._append = stored  # type: ignore[method-assign, assignment]
+
+
+def before_insert(times: int) -> None:
+    """A batch is claimed, and nothing done with it."""
+    _around(Store, "insert", before=Once(times))
+
+
+def after_insert(times: int) -> None:
+    """The rows are inserted, and not committed."""
+    die, opened = Once(times), Store._open
+
+    class Doomed:
+        """A connection that dies where its transaction would be committed."""
+
+        def __init__(self, connection: Any) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._connection, name)
+
+        def __enter__(self) -> Any:
+            return self._connection.__enter__()
+
+        def __exit__(self, *exc: Any) -> Any:
+            die()
+            return self._connection.__exit__(*exc)
+
+    Store._open = lambda self: Doomed(opened(self))  # type: ignore[method-assign, assignment, return-value]
+
+
+def after_commit(times: int) -> None:
+    """The rows are committed, and not acknowledged."""
+    _around(Store, "insert", after=Once(times))
+
+
+def after_settle(times: int) -> None:
+    """All is done."""
+    _around(Consumer, "settle", after=Once(times))
+
+
+def before_bury(times: int) -> None:
+    """An event is found to be bad, and not buried yet."""
+    _around(Consumer, "bury", before=Once(times))
+
+
+def after_bury(times: int) -> None:
+    """An event is buried, and the rest of its batch not acknowledged."""
+    _around(Consumer, "bury", after=Once(times))
+
+
+def dawdle(times: int) -> None:
+    """No failure: replays take their time, at random: news comes in at every moment of a hand-over."""
+    for name in ("after", "snapshot"):
+        read = getattr(Replay, name)
+
+        async def slow(self: Replay, *args: Any, read: Any = read) -> Any:
+            await asyncio.sleep(0.2 * random.random())
+            found = await read(self, *args)
+            await asyncio.sleep(0.2 * random.random())
+            return found
+
+        setattr(Replay, name, slow)
+
+
+def other_version(times: int) -> None:
+    """No failure: the same functions under the names of another version."""
+    other = "0" * len(functions.VERSION)
+    functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
+    for name in ("APPEND", "OPEN", "SETTLE", "BURY"):
+        setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
+
+
+def retry_on(times: int) -> None:
+    """Mutant: a call whose answer was lost is sent again, as drivers do by themselves."""
+    send = Link.send
+
+    async def again(self: Link, packed: bytes) -> Any:
+        for _ in range(2):
+            try:
+                return await send(self, packed)
+            except redis.exceptions.ResponseError:
+                raise
+            except (redis.exceptions.RedisError, OSError):
+                await self.drop()
+                await self.connect()
+        return await send(self, packed)
+
+    Link.send = again  # type: ignore[method-assign]
+
+
+def no_held_state(times: int) -> None:
+    """Mutant: a viewer hears only what comes after its replay."""
+
+    def deliver(self: Viewer, burst: Burst) -> None:
+        if self.state is State.LIVE:
+            self._write(burst)
+
+    Viewer.deliver = deliver  # type: ignore[method-assign]
+
+
+def acknowledge_first(times: int) -> None:
+    """Mutant: a batch is acknowledged as soon as it is claimed."""
+    claim = Consumer.claim
+
+    def claimed(self: Consumer) -> list[Delivery]:
+        batch = claim(self)
+        if batch:
+            self.settle(batch, {})
+        return batch
+
+    Consumer.claim = claimed  # type: ignore[method-assign]
+
+
+def group_at_the_end(times: int) -> None:
+    """Mutant: the group begins with what is new."""
+    begins = "args[1], '0', 'MKSTREAM'"
+    assert begins in functions.LIBRARY
+    functions.LIBRARY = functions.LIBRARY.replace(begins, "args[1], '$', 'MKSTREAM'")
+    other_version(times)
+
+
+def _around(
+    owner: type,
+    name: str,
+    *,
+    before: Callable[[], None] = lambda: None,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Has something done before or after a method of the product, where it is given something to do."""
+    wrapped = getattr(owner, name)
+
+    def method(*args: Any) -> Any:
+        if not args[1]:
+            return wrapped(*args)
+        before()
+        result = wrapped(*args)
+        after()
+        return result
+
+    setattr(owner, name, method)
+
+
+POINTS: dict[str, Callable[[int], None]] = {
+    point.__name__: point
+    for point in (
+        append_sent,
+        before_insert,
+        after_insert,
+        after_commit,
+        after_settle,
+        before_bury,
+        after_bury,
+        dawdle,
+        other_version,
+        retry_on,
+        no_held_state,
+        acknowledge_first,
+        group_at_the_end,
+    )
+}
+PROGRAMS: dict[str, Any] = {"relay": relay.cli.main, "persister": persister.__main__.main}
+
+
+def main(arguments: Sequence[str]) -> None:
+    points, program, *rest = arguments
+    for point in points.split("+"):
+        name, _, times = point.partition(":")
+        POINTS[name](int(times or 1))
+    PROGRAMS[program](rest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
