@@ -1,0 +1,399 @@
+"""The hand-over from replay to live, step by step, in every order that a scheduler may choose.
+
+Hub, viewers and their tasks are the product's own; the stores, the connections and the tailer are models. A
+task stops at each read, before the store looks and again before the answer arrives, and at each write. Which
+of them goes on next, what is appended, dispatched, lost or cut meanwhile, is drawn; on failure Hypothesis
+prints the steps, as few as it can make them.
+
+What holds after every step: what a client was shown over all its connections is its run from the beginning
+on, each event once, in order. Where a hole would be, an `initial` stands, which has it all.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from relay.auth import Run
+from relay.http.stream import RunViewing
+from relay.hub import Burst, Hub, State, Viewer, Wake
+from relay.settings import Settings
+from relay.sse import Framing
+from relay.stream.entry import Record, frame
+from relay.stream.keys import START
+from relay.stream.replay import Page, Snapshot
+
+RUN = "run-1"
+KNOWN = Run(RUN, 7, "running", None, "", None, None)
+PAGE = 3
+"""Records in one read, so that most replays take several."""
+
+BUFFER = 100
+WHICH = st.integers(0, 99)
+
+
+class Scheduler:
+    """Where tasks stop until they are chosen to go on."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.stopped: list[asyncio.Future[None]] = []
+
+    async def stop(self) -> None:
+        here: asyncio.Future[None] = self.loop.create_future()
+        self.stopped.append(here)
+        await here
+
+    def go_on(self, which: int) -> None:
+        self.stopped.pop(which % len(self.stopped)).set_result(None)
+        self.settle()
+
+    def settle(self) -> None:
+        """Runs everybody as far as the next stop; no chain of callbacks between two of them is as long."""
+        self.loop.run_until_complete(self._turns())
+
+    @staticmethod
+    async def _turns() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+class Stores:
+    """The run log and the archive in one: what is `forgotten` can not be continued from."""
+
+    def __init__(self, stop: Callable[[], Any]) -> None:
+        self.records: list[Record] = []
+        self.forgotten = START
+        self._stop = stop
+
+    async def after(self, run_id: str, position: int) -> Page | None:
+        await self._stop()
+        found = self._after(position)
+        await self._stop()
+        return found
+
+    def _after(self, position: int) -> Page | None:
+        known = position == START or self.forgotten < position <= len(self.records)
+        if not known:
+            return None
+        found = self.records[max(0, position - 1) : position + PAGE]
+        return Page([record for record in found if record.id > position], _end(found), len(found) > PAGE)
+
+    async def end(self, run_id: str) -> Record | None:
+        await self._stop()
+        found = _end(self.records)
+        await self._stop()
+        return found
+
+    async def snapshot(self, run_id: str) -> Snapshot:
+        await self._stop()
+        records = list(self.records)
+        await self._stop()
+        return Snapshot(len(records), _end(records), {}, self._lists(records))
+
+    async def _lists(self, records: list[Record]) -> AsyncIterator[bytes]:
+        await self._stop()
+        events = b",".join(record.payload for record in records if not record.ends_run)
+        yield b'"paper_generation_progress":[%b]' % events
+
+
+def _end(records: list[Record]) -> Record | None:
+    return next((record for record in records if record.ends_run), None)
+
+
+def event(id: int) -> Record:
+    return Record(id, RUN, "paper_generation_progress", b'{"id":%d}' % id)
+
+
+def end(id: int) -> Record:
+    return Record(id, RUN, "run_finished", b'{"id":%d,"metadata":{"success":true},"created_at":""}' % id)
+
+
+class Ready:
+    """A tailer that is always there."""
+
+    async def ready(self, timeout_s: float | None = None) -> None:
+        return
+
+
+class Connection:
+    """A client's connection: what arrives at the client is whole blocks."""
+
+    chunked = False
+
+    def __init__(self, client: "Client", stop: Callable[[], Any]) -> None:
+        self._client = client
+        self._stop = stop
+        self.unread = 0
+        self.lost = False
+
+    def write(self, data: bytes) -> None:
+        if not self.lost:
+            self._client.take(data)
+
+    def pending(self) -> int:
+        return self.unread
+
+    @contextlib.asynccontextmanager
+    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
+        yield
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        await self._stop()
+        self.write(data)
+        self._client.over = self._client.over or (last and not self.lost)
+
+    def abort(self) -> None:
+        raise AssertionError("nobody is too slow for a stop, and no store fails")
+
+
+class Client:
+    """One who watches, over all connections. Each `initial` begins another part."""
+
+    def __init__(self) -> None:
+        self.parts: list[list[int]] = []
+        self.position: int | None = None
+        self.over = False
+        self.completed = 0
+        self.connection: Connection
+        self.viewer: Viewer
+
+    def take(self, data: bytes) -> None:
+        for block in data.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.split("\n") if line and line[0] != ":")
+            if "id" in fields:
+                self.position = int(fields["id"])
+            if "data" in fields:
+                self._message(json.loads(fields["data"]))
+
+    def _message(self, message: dict[str, Any]) -> None:
+        if message["type"] == "initial":
+            self.parts.append([event["id"] for event in message["data"]["paper_generation_progress"]])
+        elif message["type"] == "paper_generation_progress":
+            self.parts[-1].append(message["data"]["id"])
+        elif message["type"] == "complete":
+            self.completed += 1
+
+
+class HandOver(RuleBasedStateMachine):
+    """Everybody who takes part, one step at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler()
+        self.stores = Stores(self.scheduler.stop)
+        self.hub = self.scheduler.loop.run_until_complete(self._hub())
+        self.dispatched = 0
+        self.clients: list[Client] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    @staticmethod
+    async def _hub() -> Hub:
+        return Hub()
+
+    @property
+    def top(self) -> int:
+        return len(self.stores.records)
+
+    @property
+    def shown(self) -> list[int]:
+        """What clients are to see: all but the end, which they get as the last message."""
+        return [record.id for record in self.stores.records if not record.ends_run]
+
+    # The log, and its tailer.
+
+    @rule(count=st.integers(1, 3))
+    def append(self, count: int) -> None:
+        self.stores.records += [event(self.top + number) for number in range(1, count + 1)]
+
+    @precondition(lambda self: _end(self.stores.records) is None and self.top > 5)
+    @rule()
+    def finish(self) -> None:
+        self.stores.records.append(end(self.top + 1))
+
+    @precondition(lambda self: self.dispatched < self.top)
+    @rule(count=st.integers(1, 5))
+    def tail(self, count: int) -> None:
+        until = min(self.dispatched + count, self.top)
+        news = self.stores.records[self.dispatched : until]
+        self.dispatched = until
+        self.hub.dispatch(RUN, [made for record in news if (made := frame(record))])
+        self.scheduler.settle()
+
+    @rule()
+    def lose_the_place(self) -> None:
+        """The tailer begins anew, at the top of the log."""
+        self.dispatched = self.top
+        self.hub.hold_all()
+        self.scheduler.settle()
+
+    @rule()
+    def forget(self) -> None:
+        """Nobody can go on from where the log is now."""
+        self.stores.forgotten = self.top
+
+    # Clients, and their connections.
+
+    @precondition(lambda self: len(self.clients) < 3)
+    @rule()
+    def come(self) -> None:
+        self.clients.append(Client())
+        self._connect(self.clients[-1])
+
+    @precondition(lambda self: self.clients)
+    @rule(which=WHICH)
+    def reconnect(self, which: int) -> None:
+        """The connection is cut, and the client comes back before anybody else has noticed."""
+        client = self.clients[which % len(self.clients)]
+        if not client.over:
+            client.connection.lost = True
+            client.viewer.wake(Wake.GONE)
+            self._connect(client)
+
+    def _connect(self, client: Client) -> None:
+        client.connection = Connection(client, self.scheduler.stop)
+        self.tasks.append(self.scheduler.loop.create_task(self._serve(client, client.connection)))
+        self.scheduler.settle()
+
+    async def _serve(self, client: Client, connection: Connection) -> None:
+        async def send(message: Any) -> None:
+            client.over = client.over or message.get("status") == 204
+
+        viewer = client.viewer = Viewer(connection, framing=Framing.RESUMABLE, buffer_limit=BUFFER)
+        self.hub.register(viewer, RUN)
+        tailer: Any = Ready()
+        stores: Any = self.stores
+        receive: Any = None
+        try:
+            viewing = RunViewing(
+                viewer, connection, send, tailer, Settings(), stores, RUN, KNOWN, client.position
+            )
+            await viewing.serve({}, receive)
+        finally:
+            self.hub.unregister(viewer, RUN)
+
+    @precondition(lambda self: self.clients)
+    @rule(which=WHICH, unread=st.sampled_from([0, BUFFER + 1]))
+    def read_or_stall(self, which: int, unread: int) -> None:
+        self.clients[which % len(self.clients)].connection.unread = unread
+
+    # The scheduler.
+
+    @precondition(lambda self: self.scheduler.stopped)
+    @rule(which=WHICH)
+    def go_on(self, which: int) -> None:
+        self.scheduler.go_on(which)
+
+    @precondition(lambda self: self.scheduler.stopped)
+    @rule(choices=st.lists(WHICH, min_size=3, max_size=8))
+    def go_on_for_a_while(self, choices: list[int]) -> None:
+        for which in choices:
+            if self.scheduler.stopped:
+                self.scheduler.go_on(which)
+
+    @invariant()
+    def everybody_was_shown_the_run_from_its_beginning_once_in_order(self) -> None:
+        for client in self.clients:
+            for part in client.parts:
+                assert part == self.shown[: len(part)]
+            assert client.completed <= 1
+
+    @invariant()
+    def nobody_starts_anew_without_need(self) -> None:
+        for client in self.clients:
+            assert len(client.parts) <= 1 or self.stores.forgotten
+
+    def teardown(self) -> None:
+        """All that is under way comes to its end; then everybody has everything."""
+        try:
+            for client in self.clients:
+                client.connection.unread = 0
+            while self.scheduler.stopped or self.dispatched < self.top:
+                if self.scheduler.stopped:
+                    self.scheduler.go_on(0)
+                else:
+                    self.tail(5)
+            self._everybody_has_everything()
+        finally:
+            for task in self.tasks:
+                task.cancel()
+            self.scheduler.settle()
+            self.scheduler.loop.close()
+
+    def _everybody_has_everything(self) -> None:
+        last = _end(self.stores.records)
+        for client in self.clients:
+            needed = [id for id in self.shown if last is None or id < last.id]
+            assert client.parts
+            assert client.parts[-1][: len(needed)] == needed
+            assert client.over == (last is not None), "the stream ends with the run"
+            assert last or client.viewer.state is State.LIVE
+        assert all(task.done() == (task.exception() is None) for task in self.tasks if task.done())
+
+
+def explore(examples: int, phases: tuple[Phase, ...] = tuple(Phase)) -> None:
+    run_state_machine_as_test(
+        HandOver,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=60,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            phases=phases,
+        ),
+    )
+
+
+@pytest.mark.timeout(400)  # for the shortest steps to a failure; without one it takes some seconds
+def test_whatever_the_order_a_client_is_shown_its_run_once_and_in_order() -> None:
+    explore(150)
+
+
+def without_backlog(viewer: Viewer) -> bool:
+    viewer.state, viewer.backlog = State.LIVE, []
+    return True
+
+
+def only_while_live(viewer: Viewer, burst: Burst) -> None:
+    if viewer.state is State.LIVE:
+        viewer._write(burst)
+
+
+def hold_only_the_live(viewer: Viewer, why: Wake = Wake.CATCH_UP) -> None:
+    if viewer.state is State.LIVE:
+        viewer.state = State.HELD
+        viewer.wake(why)
+
+
+def write_again(viewer: Viewer, burst: Burst) -> None:
+    viewer.sink.write(burst.wire(viewer.framing, viewer.sink.chunked))
+    viewer.position = burst.last
+
+
+BROKEN: dict[str, tuple[str, Any]] = {
+    "released without its backlog": ("release", without_backlog),
+    "registered after its replay": ("deliver", only_while_live),
+    "not held while it replays": ("hold", hold_only_the_live),
+    "written to again": ("_write", write_again),
+}
+"""Mistakes that a hub could make with a viewer."""
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_the_model_finds_a_viewer_that_is(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Viewer, *BROKEN[mistake])
+    with pytest.raises(AssertionError):
+        explore(1000, (Phase.generate,))
