@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 
 import click
@@ -20,6 +22,9 @@ from relay.garbage import look_rarely
 from relay.settings import explain
 
 log = logging.getLogger("persister")
+
+WATCH_S = 1.0
+"""How often the main thread looks after the others."""
 
 
 @click.group()
@@ -56,9 +61,20 @@ def run(name: str | None) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(WATCH_S)
+            _end_if_stuck(loops, settings.persister_stuck_s)
     if failed.is_set():
         raise SystemExit(1)
+
+
+def _end_if_stuck(loops: Sequence[Loop], limit_s: float) -> None:
+    """Ends the process where a server took a batch and does not answer: nothing else gets a thread out of a
+    call into a driver. What it had at hand is not acknowledged, so nothing is lost."""
+    if any(loop.busy_s > limit_s for loop in loops):
+        log.critical("a batch has been stuck for more than %g s; the process ends, to be started again", limit_s)
+        logging.shutdown()
+        os._exit(1)
 
 
 @main.group("dead-letters")

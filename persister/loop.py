@@ -55,6 +55,13 @@ class Loop:
         self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._next: Batch | None = None
         self._stored: tuple[Batch, Sequence[Rejected]] | None = None
+        self._began: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the step at hand has taken. May be asked from another thread."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     def stop(self) -> None:
         """Lets the batch at hand finish: committed and acknowledged, or neither."""
@@ -82,6 +89,13 @@ class Loop:
         While it is inserted, the one before is acknowledged and the one behind it claimed. Where there is
         none behind it, it is acknowledged at once.
         """
+        self._began = time.monotonic()
+        try:
+            return self._step()
+        finally:
+            self._began = None
+
+    def _step(self) -> int:
         batch, self._next = self._next or self._claimed(self._consumer.claim()), None
         inserting = self._inserter.submit(self._store.insert, batch.entries, batch.rows)
         try:

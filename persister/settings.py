@@ -27,6 +27,12 @@ class Settings(StoreSettings):
         gt=0,
         description="How long a batch may be with a silent peer before it is taken over: above any commit.",
     )
+    persister_stuck_s: float = Field(
+        120,
+        gt=0,
+        description="How long a step may take before the process ends itself, to be started again: a server "
+        "that is connected and frozen never answers. Above the time for a batch row by row.",
+    )
     log_retention_s: float = Field(
         600,
         ge=60,
