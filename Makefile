@@ -8,7 +8,12 @@ BIN := $(VENV)/bin
 SEEDS ?= 20
 RESULTS ?= fault-results.json
 
-.PHONY: demo test faults bench check schemathesis install debian clean
+# How long the soak takes, with how many viewers, and where its figures go.
+MINUTES ?= 30
+VIEWERS ?= 1000
+SOAK ?= soak-results
+
+.PHONY: demo test faults soak bench check schemathesis install debian clean
 
 demo: install
 	$(BIN)/relay demo
@@ -22,6 +27,9 @@ bench: install debian
 
 faults: install debian
 	FAULT_SEEDS=$(SEEDS) FAULT_RESULTS=$(RESULTS) $(BIN)/pytest tests/faults -s $(ARGS)
+
+soak: install
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --viewers $(VIEWERS) --output $(SOAK)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -162,6 +162,10 @@ class Producer:
             self._drop()
         return _meaning(answer)
 
+    def hang_up(self) -> None:
+        """The next event goes over a new connection; to be called while it rests."""
+        self._drop()
+
     def _drop(self) -> None:
         if self._connection is not None:
             cut(self._connection[1])

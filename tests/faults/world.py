@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
         self._turn = itertools.count()
         self._files: dict[int, int] = {}
+        self.gauges: list[Callable[[], Gauge]] = []
+        """What else has to be back where it was."""
         self.valkey: Valkey
 
     # What there is
@@ -319,12 +321,13 @@ class World:
         return group["pending"], len(behind)
 
     def _gauges(self) -> list[Gauge]:
-        """Open files of the workers that lived through it all."""
-        return [
+        """Open files of the workers that lived through it all, and what a row adds."""
+        files = [
             Gauge(f"open files of {web.part.name}", self._files[web.pid], _files(web.pid), slack=6)
             for web in self.webs
             if web.alive and web.pid in self._files
         ]
+        return [*files, *(gauge() for gauge in self.gauges)]
 
     def _back(self) -> list[Back]:
         """How long the first 204, and the first live event, took after each fault."""

@@ -1,0 +1,97 @@
+"""More points for `failing`, which the rows about the archive and about the machine need.
+
+python -m tests.faults.points POINT[:N][+POINT...] relay serve ...
+python -m tests.faults.points POINT[:N][+POINT...] persister run ...
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import relay.app
+import relay.stream.tail
+from persister import store
+from persister.consumer import Consumer, Delivery
+from relay.settings import Settings
+from relay.stream.entry import Entry
+from tests.faults import failing
+
+
+def impatient(seconds: int) -> None:
+    """No failure: a tailer mistrusts its place after so many seconds without being run, not after 30."""
+    relay.stream.tail.STALLED_S = float(seconds)
+
+
+def linger(tenths: int) -> None:
+    """No failure: so many tenths of a second between a claim and the insert."""
+    insert = store.Store.insert
+
+    def later(self: store.Store, entries: Any) -> Any:
+        if entries:
+            time.sleep(tenths / 10)
+        return insert(self, entries)
+
+    store.Store.insert = later  # type: ignore[method-assign]
+
+
+def backwards(times: int) -> None:
+    """No failure: batches come from the log in the opposite order."""
+    claim = Consumer.claim
+
+    def claimed(self: Consumer) -> list[Delivery]:
+        return claim(self)[::-1]
+
+    Consumer.claim = claimed  # type: ignore[method-assign]
+
+
+def unsorted(times: int) -> None:
+    """Mutant: rows are inserted in the order in which they were claimed."""
+    statements = {
+        kind: [statement.replace("ORDER BY id", "") for statement in made]
+        for kind, made in store._STATEMENTS.items()
+    }
+
+    def insert(cursor: Any, kind: str, entries: list[Entry]) -> None:
+        events = b"[" + b",".join(entry.record.payload for entry in entries) + b"]"
+        for statement in statements[kind]:
+            cursor.execute(statement, {"events": events.decode()})
+
+    store.Store._insert_kind = staticmethod(insert)  # type: ignore[method-assign]
+
+
+def few_files(count: int) -> None:
+    """So many files may be open, and no more."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
+def count_tasks(times: int) -> None:
+    """No failure: a web worker writes once a second how many tasks it has, to the file TASKS_FILE."""
+    running, path = relay.app.running, Path(os.environ["TASKS_FILE"])
+
+    async def count() -> None:
+        while True:
+            path.write_text(str(len(asyncio.all_tasks())))
+            await asyncio.sleep(1)
+
+    @contextlib.asynccontextmanager
+    async def counted(settings: Settings) -> AsyncIterator[Any]:
+        counting = asyncio.create_task(count())
+        async with running(settings) as services:
+            yield services
+        counting.cancel()
+
+    relay.app.running = counted
+
+
+for point in (impatient, linger, backwards, unsorted, few_files, count_tasks):
+    failing.POINTS[point.__name__] = point
+
+
+if __name__ == "__main__":
+    failing.main(sys.argv[1:])

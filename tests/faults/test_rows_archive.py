@@ -1,0 +1,330 @@
+"""Rows 21 to 27: persisters, and what PostgreSQL does to them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+import httpx
+import psutil
+import psycopg2
+import pytest
+
+from relay import connect
+from relay.stream.entry import NewEvent
+from relay.stream.keys import GROUP
+from relay.stream.publish import Publisher
+from tests.acceptance.running import CONVERSATION, viewer
+from tests.faults.clients import digest
+from tests.faults.conftest import Row
+from tests.faults.oracle import Call, Expected, Fault, Gauge, Mark, Outcome
+from tests.faults.servers import Persister, until_in_thread
+from tests.faults.world import KEYS, SETTLE_S, World
+
+GOOD = {"step": "paper_writeup", "substep": None, "progress": 0.5, "step_progress": 0.5}
+POISON = {**GOOD, "step": None}
+"""What no webhook lets through: the archive's column does not take it."""
+
+
+async def slip_in(world: World, events: int, poisoned: int) -> Mark:
+    """Appends a batch of a run of its own past all checks, with one bad event in it; which one that is."""
+    run_id = f"run-{world.seed}-poisoned"
+    await world.claim(run_id)
+    world.watch(run_id, f"viewer of {run_id}")
+    marks, batch = [], []
+    for number in range(events):
+        details = {"number": number, "text": f"event {number}"}
+        event = {**(POISON if number == poisoned else GOOD), "details": details}
+        marks.append(Mark(run_id, number, digest(f"event {number}")))
+        batch.append(NewEvent(run_id, "paper_generation_progress", json.dumps(event).encode()))
+        world.ledger.attempt(marks[-1])
+    began = time.monotonic()
+    await _append(world, batch)
+    for mark in marks:
+        took_s = time.monotonic() - began
+        world.ledger.told(Call(mark, Outcome.ACKNOWLEDGED, began, took_s, "204"))
+    return marks[poisoned]
+
+
+async def _append(world: World, batch: Sequence[NewEvent]) -> None:
+    async def floor() -> int:
+        return 0
+
+    publisher = Publisher(
+        lambda: connect.append_link(world.valkey.url), floor, shards=1, deadline_s=2.8, remember_ms=60_000
+    )
+    await publisher.append(batch)
+    await publisher.close()
+
+
+def pending_of(world: World, persister: Persister) -> int:
+    """How many entries are with that persister."""
+    found = world.ask("XPENDING", KEYS.log, GROUP)["consumers"]
+    return sum(item["pending"] for item in found if item["name"].decode() == persister.part.name)
+
+
+async def history(world: World) -> tuple[int, float]:
+    """The status of history, and how long it took."""
+    path = f"/conversations/{CONVERSATION}/idea/research-run/{world.producers[0].run_id}"
+    began = time.monotonic()
+    async with httpx.AsyncClient(timeout=20, headers=viewer()) as client:
+        answer = await client.get(f"{world.webs[0].url}{path}/paper-generation-progress?limit=1")
+    return answer.status_code, time.monotonic() - began
+
+
+async def history_is_back(world: World) -> None:
+    async def back() -> bool:
+        return (await history(world))[0] == 200
+
+    deadline = time.monotonic() + SETTLE_S
+    while not await back():
+        assert time.monotonic() < deadline, "history does not come back"
+
+
+def nobody_noticed(world: World) -> None:
+    """Webhook and viewers know nothing of the archive."""
+    assert world.statuses == {"204"}
+    assert all(len(watcher.connects) <= 1 for watcher in world.watchers), "a viewer was disconnected"
+
+
+POINTS = ["before_insert", "after_insert", "after_commit", "after_settle", "before_bury", "after_bury"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_row_21_a_persister_is_killed(world: World, row: Row, point: str) -> None:
+    """At any moment between a claim and what comes after it, also around a dead letter: a peer takes over,
+    and each event is archived once, or buried once."""
+    await world.add_valkey()
+    await world.add_web()
+    buries = point.endswith("bury")
+    doomed = await world.add_persister("failing", f"{point}:{1 if buries else world.random.randint(5, 30)}")
+    await world.load()
+    dead = []
+    async with world.fault():
+        if buries:
+            dead.append(await slip_in(world, 50, world.random.randrange(50)))
+        await doomed.ended()
+        await world.more(world.random.randint(50, 150))
+        await world.add_persister()
+    verdict = await world.over(Expected(dead=dead))
+    nobody_noticed(world)
+    row(verdict)
+
+
+async def test_row_22_a_peer_takes_over_from_a_frozen_persister_that_comes_back(
+    world: World, row: Row
+) -> None:
+    """What the zombie then inserts is there already, and what it acknowledges too."""
+    await world.add_valkey()
+    await world.add_web()
+    zombie = await world.add_persister("points", "linger:2")
+    await world.load()
+    async with world.fault():
+        await until_in_thread(lambda: pending_of(world, zombie) > 0, "a batch at hand", SETTLE_S)
+        zombie.freeze()
+        left = pending_of(world, zombie)
+        await world.add_persister()
+        await until_in_thread(lambda: pending_of(world, zombie) == 0, "the peer to take over", SETTLE_S)
+        zombie.thaw()
+        await world.more(200)
+    verdict = await world.over()
+    assert left > 0
+    nobody_noticed(world)
+    row(verdict)
+
+
+SLOW_ROWS = """
+    CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_sleep(0.002); RETURN NEW; END $$;
+    CREATE TRIGGER dawdle BEFORE INSERT ON rp_paper_generation_events FOR EACH ROW EXECUTE FUNCTION dawdle();
+"""
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+
+
+async def opposite_orders(world: World, *points: str) -> None:
+    """Row 23, with persisters that have these points beside: each takes what the other is at work on, and one
+    has it backwards. Rows are made slow, so that their transactions overlap."""
+    await world.add_postgres()
+    world.gauges.append(lambda: Gauge("deadlocks", 0, world.query(DEADLOCKS)[0][0]))
+    await world.add_valkey()
+    await world.add_web()
+    for order in ("impatient", "backwards"):
+        await world.add_persister("points", "+".join([order, *points]), RELAY_PERSISTER_CLAIM_S="0.001")
+    await world.load(runs=12)
+    with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            async with world.fault():
+                await asyncio.to_thread(cursor.execute, SLOW_ROWS)
+                await world.more(1000)
+                await asyncio.to_thread(cursor.execute, "DROP TRIGGER dawdle ON rp_paper_generation_events")
+
+
+async def test_row_23_two_persisters_hold_the_same_entries_in_opposite_order(world: World, row: Row) -> None:
+    """Both insert in the order of the ids, so that neither waits for the other in a circle."""
+    await opposite_orders(world)
+    verdict = await world.over()
+    nobody_noticed(world)
+    row(verdict)
+
+
+async def test_with_rows_in_the_order_they_came_row_23_is_red(world: World, row: Row) -> None:
+    await opposite_orders(world, "unsorted")
+    row.red(await world.over(), Fault.NOT_QUIET)
+
+
+async def test_row_24_postgresql_crashes_and_then_is_away_for_long(world: World, row: Row) -> None:
+    """Nobody but history notices; it says 503, and is complete afterwards. (25 seconds stand for ten minutes:
+    the persister's waits are at their longest after ten, and nothing else counts the time.)"""
+    postgres = await world.add_postgres()
+    await world.up()
+    await world.load()
+    for seconds in (0, 25):
+        async with world.fault():
+            postgres.send(signal.SIGQUIT)  # an immediate shutdown, as of a crash
+            await postgres.ended()
+            await world.more(50)
+            status, took_s = await history(world)
+            assert status == 503
+            assert took_s < 4
+            await world.last(seconds)
+            await postgres.start()
+        await history_is_back(world)
+    verdict = await world.over()
+    nobody_noticed(world)
+    row(verdict)
+
+
+async def test_row_25_postgresql_is_frozen(world: World, row: Row) -> None:
+    """It takes connections, and answers nothing: history says 503 at its deadline, and comes back with it."""
+    postgres = await world.add_postgres()
+    await world.up()
+    await world.load()
+    async with world.fault():
+        postgres.freeze()
+        for _ in range(3):
+            status, took_s = await history(world)
+            assert status == 503
+            assert took_s < 4
+        await world.last(10)
+        postgres.thaw()
+    await history_is_back(world)
+    verdict = await world.over()
+    nobody_noticed(world)
+    row(verdict)
+
+
+def backend_of(world: World, persister: Persister) -> int:
+    """The process that serves a persister in PostgreSQL."""
+    ports = {made.laddr.port for made in psutil.Process(persister.pid).net_connections("tcp")}
+    listed = world.query("SELECT pid, client_port FROM pg_stat_activity WHERE client_port IS NOT NULL")
+    (pid,) = (pid for pid, port in listed if port in ports)
+    return int(pid)
+
+
+async def test_row_25b_one_persisters_connection_is_frozen(world: World, row: Row) -> None:
+    """The stuck persister gives up and ends, to be started again; a peer goes on meanwhile."""
+    await world.add_postgres()
+    await world.add_valkey()
+    await world.add_web()
+    stuck = await world.add_persister(RELAY_PERSISTER_STUCK_S="4")
+    await world.load()
+    async with world.fault():
+        backend = await asyncio.to_thread(backend_of, world, stuck)
+        os.kill(backend, signal.SIGSTOP)
+        assert await stuck.ended(30) == 1
+        await world.add_persister()
+        await world.more(200)
+        os.kill(backend, signal.SIGCONT)
+    verdict = await world.over()
+    assert "started again" in stuck.output
+    nobody_noticed(world)
+    row(verdict)
+
+
+@contextlib.contextmanager
+def read_only(world: World) -> Iterator[None]:
+    for value in ("on", "off"):
+        with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SET default_transaction_read_only = off")
+                cursor.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+                cursor.execute("SELECT pg_reload_conf()")
+        if value == "on":
+            yield
+
+
+FULL = """
+    CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$;
+    CREATE TRIGGER full_disk BEFORE INSERT ON rp_paper_generation_events EXECUTE FUNCTION full_disk();
+"""
+
+
+@contextlib.contextmanager
+def disk_full(world: World) -> Iterator[None]:
+    """What PostgreSQL says to an insert when its disk is full, said by a trigger."""
+    with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(FULL)
+            yield
+            cursor.execute("DROP TRIGGER full_disk ON rp_paper_generation_events")
+
+
+@contextlib.contextmanager
+def no_connections(world: World) -> Iterator[None]:
+    """Others hold all of them, also those that the relay had."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            with contextlib.suppress(psycopg2.OperationalError):
+                while True:
+                    connection = psycopg2.connect(world.database_url)
+                    stack.enter_context(contextlib.closing(connection))
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid, 2000) FROM pg_stat_activity "
+                    "WHERE application_name = 'rp-relay'"
+                )
+        yield
+
+
+REFUSALS = {"read-only": read_only, "disk full": disk_full, "too many connections": no_connections}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+async def test_row_26_postgresql_refuses(world: World, row: Row, refusal: str) -> None:
+    """The persister tries again and again; nothing is acknowledged, and nothing is buried."""
+    await world.add_postgres()
+    await world.up()
+    await world.load()
+    async with world.fault():
+        with REFUSALS[refusal](world):
+            await until_in_thread(
+                lambda: pending_of(world, world.persisters[0]) > 0, "a batch that is refused", SETTLE_S
+            )
+            await world.last(10)
+            assert pending_of(world, world.persisters[0]) > 0
+            assert world.ask("XLEN", KEYS.dead_letters) == 0
+    verdict = await world.over()
+    nobody_noticed(world)
+    row(verdict)
+
+
+async def test_row_27_one_bad_event_in_a_batch_of_500(world: World, row: Row) -> None:
+    """Viewers get it, 499 others are archived, and it is among the dead letters with its reason."""
+    await world.up()
+    await world.load()
+    async with world.fault():
+        bad = await slip_in(world, 500, world.random.randrange(500))
+    verdict = await world.over(Expected(dead=[bad]))
+    rows = world.query(f"SELECT count(*) FROM rp_paper_generation_events WHERE run_id = '{bad.run_id}'")  # noqa: S608
+    assert rows == [(499,)]
+    ((_, letter),) = world.ask("XRANGE", KEYS.dead_letters, "-", "+")
+    assert letter[b"reason"] == b"NotNullViolation (23502)"
+    nobody_noticed(world)
+    row(verdict)
