@@ -82,10 +82,12 @@ class Tailer:
         position = await self._top()
         self._hub.hold_all()
         self._ready.set()
+        heard = clock()
         while self._hub.watched.is_set():
-            asked = clock()
             entries = await self._read(position)
-            if clock() - asked > STALLED_S:
+            # From answer to answer, so that no moment in between is left out in which it may be stopped.
+            before, heard = heard, clock()
+            if heard - before > STALLED_S:
                 raise LostPlace
             if entries:
                 self._dispatch(entries)
