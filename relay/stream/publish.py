@@ -14,7 +14,15 @@ from typing import NamedTuple
 import redis.exceptions
 
 from relay.connect import Link, bulk, command
-from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnknown, RelayError, RunQuota
+from relay.errors import (
+    DatabaseUnavailable,
+    KeyReused,
+    Misconfigured,
+    NotStored,
+    OutcomeUnknown,
+    RelayError,
+    RunQuota,
+)
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
@@ -258,7 +266,7 @@ class _Lane:
         """Creates the log, or lifts it above the highest id known: ids never come again."""
         try:
             floor = max(ordinal_above(await self._floor()), self._highest)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, Misconfigured) as error:  # or it has no tables yet
             raise NotStored from error
         await _call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
