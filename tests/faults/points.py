@@ -6,8 +6,10 @@ python -m tests.faults.points POINT[:N][+POINT...] persister run ...
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -20,12 +22,25 @@ from persister import store
 from persister.consumer import Consumer, Delivery
 from relay.settings import Settings
 from relay.stream.entry import Entry
+from relay.stream.tail import Tailer
 from tests.faults import failing
 
 
 def impatient(seconds: int) -> None:
     """No failure: a tailer mistrusts its place after so many seconds without being run, not after 30."""
     relay.stream.tail.STALLED_S = float(seconds)
+
+
+def stops_in_dispatch(times: int) -> None:
+    """The process stops itself, as SIGSTOP does, while a tailer hands out news for the Nth time."""
+    turns, dispatch = itertools.count(1), Tailer._dispatch
+
+    def stopped(self: Tailer, entries: Any) -> None:
+        if next(turns) == times:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        dispatch(self, entries)
+
+    Tailer._dispatch = stopped  # type: ignore[method-assign]
 
 
 def linger(tenths: int) -> None:
@@ -89,7 +104,7 @@ def count_tasks(times: int) -> None:
     relay.app.running = counted
 
 
-for point in (impatient, linger, backwards, unsorted, few_files, count_tasks):
+for point in (impatient, stops_in_dispatch, linger, backwards, unsorted, few_files, count_tasks):
     failing.POINTS[point.__name__] = point
 
 

@@ -39,7 +39,7 @@ LEAVE = 0.01
 """Of those cut, for good. A newcomer costs as much as its run is long, so that more would only test that."""
 EVERY_S = 2.0
 PAUSE_S = 2.0
-"""The longest rest of a producer: some 20 events a second from all, so with 1,000 viewers 1,000 deliveries."""
+"""The longest rest of a producer: some 20 events a second from all, so 1,000 deliveries to 1,000 viewers."""
 SLACK_S = 1.5
 """Beyond a call's deadline: producers, viewers and a proxy share one event loop, at low priority."""
 

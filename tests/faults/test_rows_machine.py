@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 
@@ -20,18 +21,24 @@ from tests.faults.world import KEYS, World
 from tests.waiting import until
 
 
-async def test_row_20_the_log_is_trimmed_past_a_stopped_worker(world: World, row: Row) -> None:
+@pytest.mark.parametrize("moment", ["whenever", "while it dispatches"])
+async def test_row_20_the_log_is_trimmed_past_a_stopped_worker(world: World, row: Row, moment: str) -> None:
     """Its tailer does not trust its place when it goes on, so its viewers read what they missed from the run
     logs, and none starts anew. (The shard log keeps what is younger than a minute at least; a tailer
     mistrusts its place after half a minute, here after three seconds, so that the row is short.)"""
     await world.add_valkey()
     await world.add_web()
-    stopped = await world.add_web("points", "impatient:3")
+    itself = f"+stops_in_dispatch:{world.random.randint(20, 60)}" if moment != "whenever" else ""
+    stopped = await world.add_web("points", f"impatient:3{itself}")
     await world.add_persister()
     producing, watching = world.webs[0].port, stopped.port
     await world.load(address=lambda: ("127.0.0.1", producing), watch=lambda: ("127.0.0.1", watching))
     async with world.fault():
-        stopped.freeze()
+        if itself:
+            is_stopped = psutil.Process(stopped.pid).status
+            await until(lambda: is_stopped() == psutil.STATUS_STOPPED, "the worker to stop itself")
+        else:
+            stopped.freeze()
         await world.more(200)
         await world.last(12)
         await world.pause()

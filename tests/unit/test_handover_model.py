@@ -139,11 +139,9 @@ class Connection:
         self.unread = 0
         self.lost = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> int:
         if not self.lost:
             self._client.take(data)
-
-    def pending(self) -> int:
         return self.unread
 
     @contextlib.asynccontextmanager
@@ -378,16 +376,18 @@ def hold_only_the_live(viewer: Viewer, why: Wake = Wake.CATCH_UP) -> None:
         viewer.wake(why)
 
 
-def write_again(viewer: Viewer, burst: Burst) -> None:
-    viewer.sink.write(burst.wire(viewer.framing, viewer.sink.chunked))
-    viewer.position = burst.last
+def deliver_again(viewer: Viewer, burst: Burst) -> None:
+    if viewer.state is State.LIVE:
+        viewer._write(burst)
+    else:
+        viewer.backlog.append(burst)
 
 
 BROKEN: dict[str, tuple[str, Any]] = {
     "released without its backlog": ("release", without_backlog),
     "registered after its replay": ("deliver", only_while_live),
     "not held while it replays": ("hold", hold_only_the_live),
-    "written to again": ("_write", write_again),
+    "written to again": ("deliver", deliver_again),
 }
 """Mistakes that a hub could make with a viewer."""
 
