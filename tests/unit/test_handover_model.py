@@ -216,6 +216,13 @@ class HandOver(RuleBasedStateMachine):
     def append(self, count: int) -> None:
         self.stores.records += [event(self.top + number) for number in range(1, count + 1)]
 
+    @rule(count=st.integers(1, 3))
+    def append_and_tail(self, count: int) -> None:
+        """The same, as it mostly is: the tailer has it before anybody else goes on."""
+        self.append(count)
+        while self.dispatched < self.top:
+            self.tail(5)
+
     @precondition(lambda self: _end(self.stores.records) is None and self.top > 5)
     @rule()
     def finish(self) -> None:
@@ -357,7 +364,7 @@ def explore(examples: int, phases: tuple[Phase, ...] = tuple(Phase)) -> None:
 
 @pytest.mark.timeout(400)  # for the shortest steps to a failure; without one it takes some seconds
 def test_whatever_the_order_a_client_is_shown_its_run_once_and_in_order() -> None:
-    explore(150)
+    explore(100)
 
 
 def without_backlog(viewer: Viewer) -> bool:
