@@ -89,7 +89,8 @@ class Stores:
         if not known:
             return None
         found = self.records[max(0, position - 1) : position + PAGE]
-        return Page([record for record in found if record.id > position], _end(found), len(found) > PAGE)
+        news = [record for record in found if record.id > position]
+        return Page(news, _end(found), more=len(news) >= PAGE)
 
     async def end(self, run_id: str) -> Record | None:
         await self._stop()
