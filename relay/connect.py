@@ -212,7 +212,13 @@ class SharedLink:
             while self._waiting:
                 questions = list(self._waiting)[: self.ROUND]
                 answers = [self._waiting.pop(question) for question in questions]
-                for answer, reply in zip(answers, await self._round(questions), strict=True):
+                try:
+                    replies = await self._round(questions)
+                except BaseException:
+                    for answer in answers:  # nobody waits for a reply that never comes
+                        answer.set_exception(redis.exceptions.ConnectionError("there was no reply"))
+                    raise
+                for answer, reply in zip(answers, replies, strict=True):
                     if isinstance(reply, Exception):
                         answer.set_exception(reply)
                     else:

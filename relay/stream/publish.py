@@ -183,7 +183,7 @@ class _Lane:
                 else:
                     self._settle(groups, answers)
                 groups = ()
-        except asyncio.CancelledError:
+        except BaseException:  # whatever it is: nobody waits for an answer that never comes
             _fail(groups, OutcomeUnknown())
             self._give_up()
             raise

@@ -173,6 +173,7 @@ class Soak(World):
                 connection.replies_to_swallow = int(swallowed)
                 connection.replies_to_cut = int(not swallowed)
             await self.trouble()
+            await self.more(self.random.randint(5, 30))
 
     async def _connections_are_killed(self) -> None:
         for _ in range(30):
