@@ -184,6 +184,7 @@ class Client:
             self.parts[-1].append(message["data"]["id"])
         elif message["type"] == "complete":
             self.completed += 1
+            self.over = True  # it does not come back, as browsers' pages do not
 
 
 class HandOver(RuleBasedStateMachine):
