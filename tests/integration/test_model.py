@@ -142,6 +142,9 @@ class Archive:
         if found:
             yield b",".join(record.payload for record in found)
 
+    async def reaching(self, run_id: str, before: int) -> Collection[str]:
+        return ["rp_paper_generation_events"] if self._of(run_id, START, before) else []
+
     async def newest(self, run_id: str) -> int:
         return max((record.id for record in self._of(run_id, START, None)), default=START)
 
