@@ -10,7 +10,6 @@ on, each event once, in order. Where a hole would be, an `initial` stands, which
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -28,6 +27,7 @@ from hypothesis.stateful import (
 
 from relay.auth import Run
 from relay.http.stream import RunViewing
+from relay.http.viewing import Shard
 from relay.hub import Burst, Hub, State, Viewer, Wake
 from relay.settings import Settings
 from relay.sse import Framing
@@ -145,9 +145,11 @@ class Connection:
             self._client.take(data)
         return self.unread
 
-    @contextlib.asynccontextmanager
-    async def serve(self, viewer: Viewer) -> AsyncIterator[None]:
-        yield
+    def attach(self, viewer: Viewer) -> None:
+        return
+
+    async def detach(self) -> None:
+        return
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
         await self._stop()
@@ -279,17 +281,12 @@ class HandOver(RuleBasedStateMachine):
             client.over = client.over or message.get("status") == 204
 
         viewer = client.viewer = Viewer(connection, framing=Framing.RESUMABLE, buffer_limit=BUFFER)
-        self.hub.register(viewer, RUN)
         tailer: Any = Ready()
         stores: Any = self.stores
         receive: Any = None
-        try:
-            viewing = RunViewing(
-                viewer, connection, send, tailer, Settings(), stores, RUN, KNOWN, client.position
-            )
-            await viewing.serve({}, receive)
-        finally:
-            self.hub.unregister(viewer, RUN)
+        shard = Shard(self.hub, tailer)
+        viewing = RunViewing(viewer, connection, send, shard, Settings(), stores, RUN, KNOWN, client.position)
+        await viewing.serve({}, receive)
 
     @precondition(lambda self: self.clients)
     @rule(which=WHICH, unread=st.sampled_from([0, BUFFER + 1]))
