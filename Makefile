@@ -22,7 +22,8 @@ test: install debian
 	$(BIN)/pytest $(ARGS)
 
 # The relay against nginx with nchan and against its limits; QUICK=1 for a short look.
-bench: install debian
+bench: install
+	tests/debian-packages benchmarks
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 faults: install debian
