@@ -53,7 +53,7 @@ def measured(sizes: Sizes, names: list[str]) -> tuple[list[Row], list[str]]:
         for name in names:
             begin = time.monotonic()
             for row in MEASUREMENTS[name](stores, sizes):
-                print(f"{time.monotonic() - begin:5.0f} s  {row.what}: {row.ratio:.2f}", file=sys.stderr)
+                print(f"{time.monotonic() - begin:5.0f} s ", *row.cells(), sep="  ", file=sys.stderr)
                 rows.append(row)
     return rows, capacities
 

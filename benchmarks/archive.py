@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks.lab import LOG, WEB, Lab
 from benchmarks.load import Load, WentWrong
@@ -52,9 +53,9 @@ def drain(lab: Lab, backlog: int) -> float:
     lab.clear()
     with lab.relay() as (relay, _):
         produce(lab, relay, backlog, runs=200)
-    with persisting(lab):
-        begin, before = first_moment(lab)
-        wait_until_drained(lab, backlog)
+    with lab.redis() as client, persisting(lab):
+        begin, before = first_moment(client)
+        wait_until_drained(client, backlog)
         seconds = time.perf_counter() - begin
     check_table(lab, backlog)
     return (backlog - before) / seconds
@@ -73,22 +74,21 @@ def persisting(lab: Lab) -> Iterator[None]:
         yield
 
 
-def first_moment(lab: Lab) -> tuple[float, int]:
+def first_moment(client: Any) -> tuple[float, int]:
     """When the first batch was taken, and how many it had."""
-    while not (taken := progress(lab)[0]):
-        time.sleep(0.001)
+    while not (taken := progress(client)[0]):
+        time.sleep(0.01)
     return time.perf_counter(), taken
 
 
-def wait_until_drained(lab: Lab, backlog: int) -> None:
-    while progress(lab) != (backlog, 0):
-        time.sleep(0.005)
+def wait_until_drained(client: Any, backlog: int) -> None:
+    while progress(client) != (backlog, 0):
+        time.sleep(0.02)
 
 
-def progress(lab: Lab) -> tuple[int, int]:
+def progress(client: Any) -> tuple[int, int]:
     """How many entries were taken, and how many of these are not acknowledged."""
-    with lab.redis() as client:
-        (group,) = client.xinfo_groups(LOG)
+    (group,) = client.xinfo_groups(LOG)
     return int(group["entries-read"] or 0), int(group["pending"])
 
 
@@ -129,9 +129,9 @@ def reading(lab: Lab, sizes: Sizes) -> Iterator[Row]:
         relay.claim([run])
         with Load(relay, [run], batch=BATCH) as load:
             load.post(count=EVENTS // BATCH, watched=False)
-        with persisting(lab):
-            first_moment(lab)
-            wait_until_drained(lab, EVENTS)
+        with lab.redis() as client, persisting(lab):
+            first_moment(client)
+            wait_until_drained(client, EVENTS)
         for _ in range(sizes.rounds):
             history.append(median(seconds_of_history(relay, run, sizes.requests)) * 1000)
             query.append(median(seconds_of_query(lab, run, sizes.requests)) * 1000)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Sizes:
     """Rounds of each measurement, the seconds of one, and how many there are of what it is about."""
 
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 3.0
     viewers: int = 1000
     idle_viewers: int = 5000

@@ -29,15 +29,16 @@ class Row:
         return median(self.ours) / median(self.limit if self.to_limit else self.peer)
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
+        """None where there is no goal."""
         sign, _, bound = self.goal.partition(" ")
-        return bool(_MEETS[sign](self.ratio, float(bound)))
+        return bool(_MEETS[sign](self.ratio, float(bound))) if sign else None
 
     def cells(self) -> list[str]:
         ratio = f"{self.ratio:.2f}"
-        met = "yes" if self.met else "NO"
+        met = {True: "yes", False: "NO", None: "-"}[self.met]
         figures = (_figure(values) for values in (self.ours, self.peer, self.limit))
-        return [self.what, self.unit, *figures, ratio, self.goal, met, self.note]
+        return [self.what, self.unit, *figures, ratio, self.goal or "-", met, self.note]
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ratio": self.ratio, "met": self.met}

@@ -152,7 +152,7 @@ async def _document(
     async def pieces() -> AsyncIterator[bytes]:
         page = await archive.page(table, run_id, after, newest + 1, limit or PAGE)
         yield page.payloads
-        while limit is None and page.rows == PAGE:
+        while limit is None and page.rows == PAGE and page.last < newest:
             page = await archive.page(table, run_id, page.last, newest + 1)
             if page.rows:
                 yield b"," + page.payloads
