@@ -92,8 +92,11 @@ class Consumer:
         return self._read(">")
 
     def claim_more(self) -> list[Delivery]:
-        """New entries beside a batch that is under way, without waiting for any. Raises NotKept."""
-        return [] if self._backlog else self._kept(self._read(">", wait=False))
+        """New entries beside a batch that is under way, without waiting for any; none where it is time to
+        look for what comes before new ones. Raises NotKept."""
+        if self._backlog or time.monotonic() >= self._claim_at:
+            return []
+        return self._kept(self._read(">", wait=False))
 
     def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
         """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""

@@ -18,7 +18,8 @@ NULL = "\\N"
 
 def statement(kind: type[Kind]) -> str:
     """What takes the rows of a kind."""
-    return f"COPY {kind.table} (id, run_id, {', '.join(kind.columns)}, occurred_at, created_at) FROM STDIN"
+    columns = ", ".join(kind.columns)
+    return f"COPY {kind.table} (id, run_id, {columns}, occurred_at, created_at) FROM STDIN (ENCODING 'UTF8')"
 
 
 Rows = Mapping[str, bytes]

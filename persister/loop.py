@@ -45,14 +45,15 @@ class Loop:
 
     def __init__(self, client: redis.Redis, store: Store, shard: int, settings: Settings) -> None:
         self._redis = client
-        self._consumer = Consumer(client, shard, settings, store.highest)
+        # The archive has one connection, which one thread uses.
+        self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
+        self._consumer = Consumer(client, shard, settings, self._highest)
         self._store = store
         self._shard = shard
         self._retention = timedelta(seconds=settings.log_retention_s)
         self._trim_at = 0.0
         self._stopped = threading.Event()
         self._full = settings.persister_batch
-        self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._next: Batch | None = None
         self._stored: tuple[Batch, Sequence[Rejected]] | None = None
         self._began: float | None = None
@@ -62,6 +63,9 @@ class Loop:
         """How long the step at hand has taken. May be asked from another thread."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
+
+    def _highest(self) -> int:
+        return self._inserter.submit(self._store.highest).result()
 
     def stop(self) -> None:
         """Lets the batch at hand finish: committed and acknowledged, or neither."""
@@ -100,7 +104,7 @@ class Loop:
         inserting = self._inserter.submit(self._store.insert, batch.entries, batch.rows)
         try:
             self._acknowledge()
-            if len(batch.deliveries) >= self._full and (more := self._consumer.claim_more()):
+            if self._may_go_on(batch) and (more := self._consumer.claim_more()):
                 self._next = self._claimed(more)
         finally:
             self._stored = batch, inserting.result()
@@ -108,6 +112,10 @@ class Loop:
             self._acknowledge()
         self._trim()
         return len(batch.deliveries)
+
+    def _may_go_on(self, batch: Batch) -> bool:
+        """Whether there is likely more, and time for it."""
+        return len(batch.deliveries) >= self._full and not self._stopped.is_set()
 
     def _acknowledge(self) -> None:
         """What is stored, now that it is; the others become dead letters."""

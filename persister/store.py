@@ -108,7 +108,7 @@ class Store:
         try:
             self._store(entries, rows)
         except psycopg2.Error as error:
-            if _is_bad_data(error):
+            if _is_bad_data(error) or (rows is not None and _is_no_place_for_copy(error)):
                 return f"{type(error).__name__} ({error.pgcode})"
             self.close()
             raise DatabaseUnavailable(f"PostgreSQL refused the batch ({error.pgcode})") from error
@@ -152,6 +152,11 @@ class Store:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_no_place_for_copy(error: psycopg2.Error) -> bool:
+    """A view, or a table with row-level security: what COPY does not write to, and INSERT may."""
+    return (error.pgcode or "")[:2] in ("0A", "42")
 
 
 def _is_bad_data(error: psycopg2.Error) -> bool:

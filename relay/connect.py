@@ -14,7 +14,7 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
-from relay.errors import DatabaseUnavailable, Misconfigured, OutcomeUnknown
+from relay.errors import DatabaseUnavailable, Misconfigured, OutcomeUnknown, Unavailable
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -175,10 +175,19 @@ class Sharing(Generic[K, T]):
             while (answer := self._waiting.pop(key, None)) is not None:
                 try:
                     answer.set_result(await make())
-                except Exception as error:
-                    answer.set_exception(error)
+                except BaseException as error:
+                    answer.set_exception(_told(error))
+                    if not isinstance(error, Exception):
+                        raise
         finally:
             del self._working[key]
+            if (behind := self._waiting.pop(key, None)) is not None:
+                behind.set_exception(Unavailable("This was given up; ask again."))
+
+
+def _told(error: BaseException) -> Exception:
+    """What is told to others: the end of one task is not theirs."""
+    return error if isinstance(error, Exception) else Unavailable("This was given up; ask again.")
 
 
 class SharedLink:

@@ -41,9 +41,10 @@ class StreamingProtocol(GuardedProtocol):
     def carry(self, stream: Stream) -> None:
         """The answer to the request under way is a stream."""
         self.stream = stream
-        # It has no body to wait for, and what was asked is known.
-        self.cycle.message_event = _NOBODY_WAITS
-        self.headers.clear()
+        if not self.pipeline:  # or these would be another request's
+            # It has no body to wait for, and what was asked is known.
+            self.cycle.message_event = _NOBODY_WAITS
+            self.headers.clear()
 
     def begin(self, scope: dict[str, Any]) -> None:
         super().begin(scope)

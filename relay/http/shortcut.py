@@ -99,7 +99,11 @@ class ShortcutProtocol(HttpToolsProtocol):
         answering = self._answering = self._answering or _Answering(self)
         self.cycle = answering  # type: ignore[assignment]
         answering.response_complete = False
-        if shortcut(self.headers, self._body, answering.answer):
+        try:
+            taken = shortcut(self.headers, self._body, answering.answer)
+        except Exception:  # the ordinary way will meet it too, and answer
+            taken = False
+        if taken:
             self._shortcut = None
             return True
         answering.response_complete = True

@@ -62,10 +62,8 @@ class DirectWire:
             return self._queue(data)
         try:
             sent = os.write(self._socket, data)
-        except BlockingIOError:
+        except OSError:  # no room, or a broken connection: the transport finds out which, and tells
             sent = 0
-        except OSError:
-            return 0  # the connection is broken, as its transport will notice
         return self._queue(data[sent:]) if sent < len(data) else 0
 
     def _nothing_waits(self) -> bool:

@@ -95,8 +95,9 @@ local function tips(keys, runs, last)
 end
 
 -- Writes a group, whose first event is described from args[a] on. The part of its ids that is the same for
--- many, the millisecond, is put into words once.
-local function write(keys, args, a, count, number)
+-- many, the millisecond, is put into words once. A run log expires only once all of it is archived (see
+-- settle), so news takes its expiry away.
+local function write(keys, args, a, count, number, written)
   local call, log = redis.call, keys[1]
   local sequence, prefix = SEQUENCES, nil
   for n = number, number + count - 1 do
@@ -109,6 +110,10 @@ local function write(keys, args, a, count, number)
     local name, kind, text = args[4 + run], args[a + 1], args[a + 2]
     call('XADD', log, id, 'r', name, 'k', kind, 'e', text)
     call('XADD', keys[1 + run], id, 'r', name, 'k', kind, 'e', text)
+    if not written[run] then
+      written[run] = true
+      call('PERSIST', keys[1 + run])
+    end
     a = a + 3
   end
 end
@@ -175,14 +180,12 @@ local function append(keys, args)
     i = i + 3 + 3 * count
   end
 
-  local number = next_ordinal
+  local number, written = next_ordinal, {}
   for w = 2, #writes, 2 do number = number - writes[w] end
   for w = 1, #writes, 2 do
-    write(keys, args, writes[w], writes[w + 1], number)
+    write(keys, args, writes[w], writes[w + 1], number, written)
     number = number + writes[w + 1]
   end
-  -- A run log expires only once all of it is archived (see settle), so news takes its expiry away.
-  for r = 2, runs + 1 do redis.call('PERSIST', keys[r]) end
   for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
   for n = 1, #opened do redis.call('ZADD', known, now_ms + LOOK_AGAIN_MS, opened[n]) end
   -- A key that came again is remembered anew. Whoever then waits for this write (WAITAOF) has waited for

@@ -6,6 +6,8 @@ reply does not say whether it ran; whoever sends again does so with an idempoten
 """
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import groupby
@@ -26,6 +28,8 @@ from relay.errors import (
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
+
+log = logging.getLogger(__name__)
 
 CALL_EVENTS = 1000
 """Events in one call: at some 10 µs each the server is not blocked for long. A larger request goes alone."""
@@ -54,6 +58,13 @@ class Group(NamedTuple):
     key: str | None
     arrived: float
     settled: Settled
+
+    def tell(self, result: int | RelayError) -> None:
+        """How it went. What one listener makes of it must not keep the others from hearing."""
+        try:
+            self.settled(result)
+        except Exception:
+            log.exception("nobody could be told how an append went")
 
 
 class Publisher:
@@ -164,7 +175,7 @@ class _Lane:
 
     async def _send(self, link: Link) -> None:
         """Sends what waits until nothing does."""
-        groups: Sequence[Group] = ()
+        groups: deque[Group] = deque()
         try:
             while self._waiting:
                 groups, connected = self._take(), False
@@ -182,7 +193,6 @@ class _Lane:
                     await self._doubt(error)
                 else:
                     self._settle(groups, answers)
-                groups = ()
         except BaseException:  # whatever it is: nobody waits for an answer that never comes
             _fail(groups, OutcomeUnknown())
             self._give_up()
@@ -197,22 +207,23 @@ class _Lane:
                 await link.drop()
 
     def _give_up(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = deque(self._waiting), []
         _fail(waiting, NotStored())
 
-    def _settle(self, groups: Sequence[Group], answers: Sequence[int]) -> None:
-        for group, first in zip(groups, answers, strict=True):
+    def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
+        for first in answers:
+            group = groups.popleft()
             self._highest = max(self._highest, first + len(group.events) - 1)
-            group.settled(REFUSALS[first]() if first in REFUSALS else first)
+            group.tell(REFUSALS[first]() if first in REFUSALS else first)
 
-    def _take(self) -> list[Group]:
+    def _take(self) -> deque[Group]:
         taken, events = 0, 0
         for group in self._waiting:
             events += len(group.events)
             if taken and events > CALL_EVENTS:
                 break
             taken += 1
-        groups, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        groups, self._waiting = deque(self._waiting[:taken]), self._waiting[taken:]
         return groups
 
     async def _append(self, link: Link, groups: Sequence[Group]) -> list[int]:
@@ -322,6 +333,7 @@ def _digest(events: Sequence[NewEvent]) -> str:
     return digest.hexdigest()
 
 
-def _fail(groups: Sequence[Group], error: RelayError) -> None:
-    for group in groups:
-        group.settled(error)
+def _fail(groups: deque[Group], error: RelayError) -> None:
+    """Tells them, and takes each out first: nobody is told twice, whatever happens."""
+    while groups:
+        groups.popleft().tell(error)

@@ -161,6 +161,28 @@ async def test_a_persister_that_died_after_the_commit_doubles_nothing(
     assert (rows(servers), pending(client)) == (ids, 0)
 
 
+async def test_a_stop_ends_a_backlog_after_the_batch_at_hand(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event() for _ in range(6)])
+    loop = persister(persister_batch=2)
+    loop.stop()
+    assert loop.step() == 2
+    loop.run()
+    assert (rows(servers), pending(client)) == (ids[:2], 0)
+
+
+async def test_a_backlog_does_not_keep_a_persister_from_what_a_silent_peer_left(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event() for _ in range(8)])
+    Consumer(client, 0, Settings(persister_name="silent", persister_batch=2), nothing_archived).claim()
+    loop = persister(persister_batch=2, persister_claim_s=0.001)
+    for _ in range(3):
+        loop.step()
+    assert ids[0] in rows(servers)
+
+
 async def test_what_a_silent_peer_left_is_taken_over(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
@@ -412,5 +434,5 @@ def test_the_statements_of_a_kind_are_these() -> None:
     assert "UPDATE research_pipeline_runs" in updated
     assert copy.statement(RunFinished) == (
         "COPY research_pipeline_run_events (id, run_id, event_type, metadata, occurred_at, created_at) "
-        "FROM STDIN"
+        "FROM STDIN (ENCODING 'UTF8')"
     )

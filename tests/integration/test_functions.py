@@ -272,6 +272,15 @@ def test_without_memory_the_archive_goes_on(opened: redis.Redis) -> None:
     assert pending["pending"] == 0
 
 
+def test_a_repeat_leaves_the_expiry_of_an_archived_run_log_alone(opened: redis.Redis) -> None:
+    group: Group = ("k", "digest", [("a", "1")])
+    (first,) = append(opened, group)
+    ids = deliver(opened, "p", 1)
+    settle(opened, ids, {"a": ids[-1]})
+    assert append(opened, group) == [first]
+    assert opened.pttl(KEYS.run("a")) > 0, "or it would stay for ever, and keep its place among the runs"
+
+
 def test_the_library_changes_its_name_with_its_source() -> None:
     assert functions.VERSION in functions.LIBRARY.splitlines()[0]
     assert all(

@@ -1,6 +1,8 @@
 """A viewer's connection, also when it is gone and nobody knows yet."""
 
 import asyncio
+import socket
+import struct
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.made, self.lost = asyncio.Event(), asyncio.Event()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.made.set()
 
@@ -111,6 +113,36 @@ def test_bytes_arrive_in_order_whether_they_go_through_the_transport_or_past_it(
         runner.run(scenario())
     assert unread[98] > 1_000_000, "nobody read, so it waited in the transport"
     assert unread[99] == 0, "all was read, so the next one went straight to the socket"
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_reset_is_heard_of_also_while_nothing_is_read(loop_factory: Any) -> None:
+    async def scenario() -> None:
+        connections: asyncio.Queue[Connection] = asyncio.Queue()
+
+        def connected() -> Connection:
+            connections.put_nowait(connection := Connection())
+            return connection
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody sends")
+
+        server = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
+        client = socket.create_connection(server.sockets[0].getsockname())
+        connection = await connections.get()
+        await connection.made.wait()
+        wire = DirectWire(connection, send)  # type: ignore[arg-type]
+        assert wire.write(b"data") == 0
+        connection.transport.pause_reading()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        while not connection.lost.is_set():
+            wire.write(b"data")
+            await asyncio.sleep(0)
+        server.close()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(asyncio.wait_for(scenario(), 10))
 
 
 async def test_a_buffer_is_sent_in_order_and_before_what_comes_after() -> None:
