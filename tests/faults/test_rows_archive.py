@@ -296,7 +296,10 @@ def no_connections(world: World) -> Iterator[None]:
 REFUSALS = {"read-only": read_only, "disk full": disk_full, "too many connections": no_connections}
 
 
-@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize(
+    "refusal",
+    [pytest.param(name, marks=[pytest.mark.long] if place else []) for place, name in enumerate(REFUSALS)],
+)
 async def test_row_26_postgresql_refuses(world: World, row: Row, refusal: str) -> None:
     """The persister tries again and again; nothing is acknowledged, and nothing is buried."""
     await world.add_postgres()
