@@ -9,10 +9,9 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any
 
 import redis.exceptions
-from fastapi import FastAPI, Path, Query, Response
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from relay import __version__, connect
@@ -22,8 +21,8 @@ from relay.errors import NotStored, RelayError
 from relay.history import History
 from relay.http import document, ops, problems, webhooks
 from relay.http import history as history_routes
+from relay.http import live as live_routes
 from relay.http.access import Access
-from relay.http.asgi import HandOff
 from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
 from relay.http.guard import STATE, Guard
@@ -32,15 +31,11 @@ from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.settings import Settings
-from relay.sse import CONTENT_TYPE
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
 from relay.stream.tail import Tailer
 
 log = logging.getLogger(__name__)
-
-_STREAM: dict[str, Any] = {"content": {CONTENT_TYPE: {}}}
-POSITIONS = r"^[0-9]{1,16}(\.[0-9]{1,16})*$"
 
 
 @dataclass(frozen=True)
@@ -140,44 +135,8 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))
 
-    @app.api_route(
-        f"{history_routes.RUN}/events",
-        methods=["GET", "HEAD"],
-        tags=["live"],
-        summary="A run as it happens",
-        response_class=Response,
-        responses={200: _STREAM, 204: {"description": "The run is over"}},
-    )
-    async def events(
-        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
-        run_id: Annotated[str, Path(json_schema_extra=document.RUN_PARAMETER)],
-        resume: Annotated[bool, Query(description="Blocks carry ids")] = False,
-        last_event_id: Annotated[
-            str | None,
-            Query(description="Go on after this event", json_schema_extra={"pattern": "^[0-9]{1,16}$"}),
-        ] = None,
-    ) -> Response:
-        return HandOff(live)
-
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
-
-    @app.api_route(
-        "/conversations/{conversation_id}/events",
-        methods=["GET", "HEAD"],
-        tags=["live"],
-        summary="All runs of a conversation as they happen",
-        response_class=Response,
-        responses={200: _STREAM},
-    )
-    async def conversation_events(
-        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
-        last_event_id: Annotated[
-            str | None,
-            Query(description="Go on after this position", json_schema_extra={"pattern": POSITIONS}),
-        ] = None,
-    ) -> Response:
-        return HandOff(conversation)
-
+    app.include_router(live_routes.router(live, conversation))
     problems.install(app)
     document.install(app)
     return FastLane(
