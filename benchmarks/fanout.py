@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.lab import WEB, Lab
 from benchmarks.load import Answer, Load, Service, compiled
 from benchmarks.nchan import MESSAGE
-from benchmarks.ours import EVENT, Relay
+from benchmarks.ours import EVENT
 from benchmarks.sizes import Sizes
 from benchmarks.table import Row
 
@@ -61,8 +61,7 @@ def deliveries(
 def watching(lab: Lab, service: Service, viewers: int, producers: int, cores: str = "1") -> Iterator[Load]:
     """All viewers of one run, connected."""
     run = lab.runs(1)
-    if isinstance(service, Relay):
-        service.claim(run)
+    service.claim(run)
     with Load(service, run, producers=producers, viewers=viewers, cores=cores) as load:
         load.connect()
         yield load

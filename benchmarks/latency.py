@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.lab import Lab
 from benchmarks.load import Answer, Load, Service
-from benchmarks.ours import Relay
 from benchmarks.sizes import Sizes
 from benchmarks.table import Row
 
@@ -46,8 +45,7 @@ def compared(
 
 def measured(lab: Lab, service: Service, sizes: Sizes, runs: int, viewers: int, rate: int) -> Answer:
     names = lab.runs(runs)
-    if isinstance(service, Relay):
-        service.claim(names)
+    service.claim(names)
     with Load(service, names, producers=PRODUCERS, viewers=viewers) as load:
         load.connect()
         load.post(sizes.seconds / 3, rate=rate)

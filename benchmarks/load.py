@@ -40,6 +40,9 @@ class Service:
         """A whole POST of so many events to a run, each with a mark."""
         raise NotImplementedError
 
+    def claim(self, runs: Sequence[str]) -> None:
+        """Makes the runs known, where viewers need that."""
+
     def view(self, run: str) -> bytes:
         """A GET of the run's stream, but for the empty line at its end."""
         raise NotImplementedError

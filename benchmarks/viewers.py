@@ -7,7 +7,6 @@ import psutil
 
 from benchmarks.lab import REST, Lab
 from benchmarks.load import Load, Service
-from benchmarks.ours import Relay
 from benchmarks.sizes import Sizes
 from benchmarks.table import Row
 
@@ -35,8 +34,7 @@ def idle(lab: Lab, sizes: Sizes) -> Row:
 
 def memory_each(lab: Lab, service: Service, process: psutil.Process, sizes: Sizes) -> float:
     runs = lab.runs(100)
-    if isinstance(service, Relay):
-        service.claim(runs)
+    service.claim(runs)
     with Load(service, runs, viewers=100) as load:  # what the first viewers bring with them
         load.connect()
     before = process.memory_info().rss
@@ -93,8 +91,7 @@ def storm(lab: Lab, sizes: Sizes) -> Row:
 
 def caught_up(lab: Lab, service: Service, sizes: Sizes) -> float:
     run: Sequence[str] = lab.runs(1)
-    if isinstance(service, Relay):
-        service.claim(run)
+    service.claim(run)
     with Load(service, run, viewers=sizes.storm_viewers, ids=True) as load:
         load.connect()
         load.post(count=1)

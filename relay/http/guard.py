@@ -12,11 +12,11 @@ from enum import IntEnum
 from typing import Any
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from relay.errors import BadRequest, BodyTimeout, HeadTimeout, HeadTooLarge, RelayError
 from relay.http.problems import problem
-from relay.http.shortcut import ShortcutProtocol
+from relay.http.shortcut import ShortcutProtocol, rendered
 from relay.settings import Settings
 
 STATE = "relay.guard"
@@ -266,9 +266,8 @@ class _Leaving:
 
 
 def _answer(response: Response) -> bytes:
-    headers = {**dict(response.raw_headers), b"connection": b"close"}
-    lines = b"".join(b"%b: %b\r\n" % line for line in headers.items())
-    return STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body)
+    response.headers["connection"] = "close"
+    return rendered(response)
 
 
 def _too_many(guard: Guard) -> HeadTooLarge:

@@ -145,7 +145,7 @@ class _Answering:
         # One whose connection is gone must not keep the others from their answers.
         with contextlib.suppress(RuntimeError):
             if not protocol.transport.is_closing():
-                protocol.transport.write(_NO_CONTENT if response is None else _rendered(response))
+                protocol.transport.write(_NO_CONTENT if response is None else rendered(response))
                 if not self.keep_alive:
                     protocol.transport.close()
         protocol.on_response_complete()
@@ -154,6 +154,7 @@ class _Answering:
 _NO_CONTENT = STATUS_LINE[204] + b"\r\n"
 
 
-def _rendered(response: Response) -> bytes:
+def rendered(response: Response) -> bytes:
+    """An answer as it goes over the wire."""
     head = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)
