@@ -82,10 +82,3 @@ def flip(valkey: Valkey, content: bytes) -> None:
 def lose_everything(valkey: Valkey) -> None:
     """Its directory is empty when it starts again."""
     shutil.rmtree(valkey.directory / "appendonlydir")
-
-
-def set_clock(valkey: Valkey, offset: str) -> None:
-    """Has its wall clock off by that much, from the next start on. Not by way of the program `faketime`,
-    which would stay between us and the server."""
-    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
-    valkey.wrap(LD_PRELOAD=str(library), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")

@@ -120,7 +120,7 @@ async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World
         before = world.ledger.count
         await world.valkey.kill()
         disk.lose_everything(world.valkey)
-        disk.set_clock(world.valkey, "-1h")
+        world.valkey.set_clock("-1h")
         await world.valkey.start()
         world.go_on()
     verdict = await world.over(Expected(resets=True))

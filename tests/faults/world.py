@@ -347,10 +347,11 @@ class World:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for proxy in self._proxies:
-            await proxy.close()
-        for server in reversed(self._servers):
-            await server.clear()
+        async with contextlib.AsyncExitStack() as stack:  # so that each is ended, also where one fails
+            for server in self._servers:
+                stack.push_async_callback(server.clear)
+            for proxy in self._proxies:
+                stack.push_async_callback(proxy.close)
 
 
 def _seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
