@@ -2,6 +2,7 @@
 
 import time
 
+import httpx
 import pytest
 
 from tests.faults.conftest import Row
@@ -83,9 +84,17 @@ async def test_row_17_a_slow_network_that_loses_connections(world: World, row: R
     row(verdict)
 
 
+async def unready(world: World) -> dict[str, str] | None:
+    """What the worker checked, if it says that it is not ready."""
+    async with httpx.AsyncClient(timeout=5) as client:
+        answer = await client.get(f"{world.webs[0].url}/readyz")
+    checks: dict[str, str] = answer.json()["checks"]
+    return checks if answer.status_code == 503 else None
+
+
 async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row) -> None:
     """Nobody tells the tailer that its peer is gone. Calls are answered as ever; the tailer notices by
-    itself, and its viewers go on where they were."""
+    itself, and its viewers go on where they were. The worker says that it is not ready meanwhile."""
     proxy = await proxied(world)
     await world.load()
     async with world.fault():
@@ -96,7 +105,10 @@ async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row
         await world.last(5)
         deaf = [watcher for watcher in world.watchers if watcher.numbers <= before[watcher.name] + 5]
         assert len(deaf) == len(world.watchers), "the viewers did not notice"
+        found = await until(lambda: unready(world), "the worker to say that it is not ready")
+        assert {name for name, problem in found.items() if problem != "ok"} == {"tailers"}
     verdict = await world.over()
+    assert await unready(world) is None
     assert world.statuses == {"204"}
     assert all(len(watcher.connects) == 1 for watcher in world.watchers), "a viewer was disconnected"
     row(verdict)

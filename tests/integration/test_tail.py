@@ -118,3 +118,20 @@ async def test_a_viewer_is_told_when_there_is_no_log_to_follow() -> None:
     tailer = Tailer(lambda: connect.tail_link("redis://127.0.0.1:1/0"), Hub(), 0)
     with pytest.raises(Unavailable):
         await tailer.ready(0.01)
+
+
+async def test_a_tailer_that_redis_does_not_answer_is_deaf_while_somebody_watches(
+    tailed: Tailed, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard of again once Redis answers, and nothing has to be heard where nobody watches."""
+    monkeypatch.setattr(tail, "DEAF_S", 0.3)
+    assert not tailed.tailer.deaf
+    client.client_pause(10_000)
+    await until(lambda: tailed.tailer.deaf, "the tailer to be deaf")
+    client.client_unpause()
+    await until(lambda: not tailed.tailer.deaf, "the tailer to hear again")
+    client.client_pause(10_000)
+    await until(lambda: tailed.tailer.deaf, "the tailer to be deaf again")
+    tailed.hub.unregister(tailed.viewer, "run-1")
+    client.client_unpause()
+    await until(lambda: not tailed.tailer.deaf, "the tailer to have nothing to hear")
