@@ -21,7 +21,9 @@ def router(probes: Mapping[str, Probe]) -> APIRouter:
         return JSONResponse({"status": "ok"})
 
     @routes.get(
-        "/readyz", summary="The process can store and show events", responses={503: {"description": "Not now"}}
+        "/readyz",
+        summary="The process can store and show events",
+        responses={503: {"description": "Not now"}},
     )
     async def readyz() -> Response:
         """Redis decides, and whether this process hears of its news."""

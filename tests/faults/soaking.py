@@ -102,7 +102,12 @@ def lines(samples: Sequence[Sample]) -> list[str]:
 def write(output: Path, samples: Sequence[Sample], faults: Sequence[Any], summary: dict[str, Any]) -> None:
     """`soak.json` and `soak.svg`. Faults are (name, from, to) in seconds of the samples."""
     output.mkdir(parents=True, exist_ok=True)
-    document = {**summary, "measures": figures(samples), "faults": faults, "samples": [asdict(sample) for sample in samples]}
+    document = {
+        **summary,
+        "measures": figures(samples),
+        "faults": faults,
+        "samples": [asdict(sample) for sample in samples],
+    }
     (output / "soak.json").write_text(json.dumps(document, indent=1))
     (output / "soak.svg").write_text(picture(samples, faults))
 
