@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from typing import NamedTuple
+from zlib import crc32
 
 import redis.exceptions
 
@@ -26,7 +27,7 @@ from relay.errors import (
     RunQuota,
 )
 from relay.stream import functions
-from relay.stream.entry import NewEvent
+from relay.stream.entry import SEAL_BYTES, NewEvent, seal_of
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
 
 log = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ class _Lane:
         call, which leaves a look-up and a format for each event.
         """
         runs: dict[str, int] = {}
-        names: dict[tuple[str, str], bytes] = {}
+        names: dict[tuple[str, str], tuple[bytes, int]] = {}
         once: list[str] = []
         words: list[bytes] = []
         events = 0
@@ -254,11 +255,13 @@ class _Lane:
             words.append(bulk(len(group.events)))
             events += len(group.events)
             for run_id, kind, text in group.events:
-                name = names.get((run_id, kind))
-                if name is None:
+                known = names.get((run_id, kind))
+                if known is None:
                     place = runs.setdefault(run_id, len(runs) + 1)
-                    name = names[run_id, kind] = bulk(place) + bulk(kind)
-                words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
+                    seal = seal_of(run_id.encode(), kind.encode())
+                    known = names[run_id, kind] = bulk(place) + bulk(kind), seal
+                name, seal = known
+                words.append(b"%b$%d\r\n%b%08x\r\n" % (name, len(text) + SEAL_BYTES, text, crc32(text, seal)))
         keys = [self._keys.log, *map(self._keys.run, runs), *once, self._keys.runs]
         head: list[str | int] = ["FCALL", functions.APPEND, len(keys), *keys]
         head += [len(runs), self._remember_ms, self._highest, self._live_runs, *runs]

@@ -30,8 +30,8 @@ STALLED_S = 30.0
 place: the log may have been trimmed meanwhile."""
 
 DEAF_S = BLOCK_MS / 1000 + BLOCK_GRACE_S / 2
-"""An idle log answers once a block. A tailer that heard nothing for that long is soon to give up its connection,
-and should have no new viewers meanwhile."""
+"""An idle log answers once a block. A tailer that heard nothing for that long soon gives up its
+connection, and should have no new viewers meanwhile."""
 
 
 class LostPlace(Exception):

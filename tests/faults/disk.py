@@ -70,12 +70,11 @@ def tear(valkey: Valkey, part: float) -> None:
         file.write(last[: max(len(MULTI) + 1, int(part * len(last)) - 1)])
 
 
-def flip(valkey: Valkey, content: bytes) -> None:
-    """Changes one byte within the first occurrence of `content` in its file."""
+def flip(valkey: Valkey, content: bytes, place: int) -> None:
+    """Changes one bit of the byte at that place within the first occurrence of `content` in its file."""
     path = append_only_files(valkey)[-1]
     data = bytearray(path.read_bytes())
-    place = data.index(content) + len(content) // 2
-    data[place] ^= 1
+    data[data.index(content) + place] ^= 1
     path.write_bytes(bytes(data))
 
 

@@ -25,7 +25,7 @@ from persister.consumer import Consumer, Delivery
 from persister.store import Store
 from relay.connect import Link
 from relay.hub import Burst, State, Viewer
-from relay.stream import functions
+from relay.stream import entry, functions
 from relay.stream.publish import _Lane
 from relay.stream.replay import Replay
 
@@ -117,11 +117,18 @@ def dawdle(times: int) -> None:
 
 
 def other_version(times: int) -> None:
-    """No failure: the same functions under the names of another version."""
+    """No failure: the same functions under the names of another version, and entries as they were before they
+    had a seal."""
     other = "0" * len(functions.VERSION)
     functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
+    functions.LIBRARY = functions.LIBRARY.replace("'e', text)", "'e', string.sub(text, 1, -9))")
     for name in ("APPEND", "OPEN", "SETTLE", "BURY"):
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
+
+
+def seal_unseen(times: int) -> None:
+    """Mutant: entries are taken as they are, whether their checksum fits or not."""
+    entry._unsealed = lambda run_id, kind, sealed: sealed[: -entry.SEAL_BYTES]
 
 
 def retry_on(times: int) -> None:
@@ -206,6 +213,7 @@ POINTS: dict[str, Callable[[int], None]] = {
         after_bury,
         dawdle,
         other_version,
+        seal_unseen,
         retry_on,
         no_held_state,
         acknowledge_first,

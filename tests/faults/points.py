@@ -81,8 +81,8 @@ TICK_S, TICKS = 0.1, 20
 
 
 def vitals(times: int) -> None:
-    """No failure: a web worker writes ten times a second how many tasks it has, and how late, in ms, the latest
-    of the timers of the last two seconds was, to the file VITALS_FILE."""
+    """No failure: a web worker writes to the file VITALS_FILE, ten times a second, how many tasks it has, and
+    how late, in ms, the latest of its timers of the last two seconds was."""
     running, path = relay.app.running, Path(os.environ["VITALS_FILE"])
 
     async def note() -> None:

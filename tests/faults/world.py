@@ -305,12 +305,12 @@ class World:
     def _entries(self, key: str) -> list[Seen]:
         with contextlib.closing(self.redis()) as client:
             entries: Any = client.xrange(key)
-        return [_seen(id, fields) for id, fields in entries]
+        return [seen(id, fields) for id, fields in entries]
 
     def _dead(self) -> list[Seen]:
         with contextlib.closing(self.redis()) as client:
             letters: Any = client.xrange(KEYS.dead_letters)
-        return [_seen(fields[b"id"], fields) for _, fields in letters]
+        return [seen(fields[b"id"], fields) for _, fields in letters]
 
     def _group(self) -> tuple[int, int]:
         """How many entries are pending, and how many were not delivered, by our own count."""
@@ -354,8 +354,10 @@ class World:
                 stack.push_async_callback(proxy.close)
 
 
-def _seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
-    details = json.loads(fields[b"e"])["details"]
+def seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
+    """What an entry holds, whatever its seal says."""
+    text = fields[b"e"]
+    details = json.loads(text[: text.rindex(b"}") + 1])["details"]
     return Seen(event_id(StreamId.parse(stream_id), 0), mark_of(fields[b"r"].decode(), details))
 
 
@@ -363,5 +365,5 @@ def _files(pid: int) -> int:
     return psutil.Process(pid).num_fds()
 
 
-def marks(seen: Sequence[Seen]) -> list[Mark]:
-    return [item.mark for item in seen]
+def marks(found: Sequence[Seen]) -> list[Mark]:
+    return [item.mark for item in found]

@@ -76,6 +76,8 @@ async def test_entries_that_are_no_events_are_passed_over(
     tailed: Tailed, publisher: Publisher, client: redis.Redis
 ) -> None:
     await publisher.append([event()])
+    ((_, whole),) = client.xrange(ShardKeys(0).log)
+    client.xadd(ShardKeys(0).log, {**whole, b"e": whole[b"e"].replace(b"step", b"stop")})
     client.xadd(ShardKeys(0).log, {"some": "run-1"})
     client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
     await publisher.append([event()])
