@@ -88,7 +88,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             link,
             database,
             publisher,
-            Replay(link, history, settings.shards),
+            Replay(link, history, settings.shards, settings.replay_page),
             history,
             Ownership(database, link, shards=settings.shards, cache_s=settings.access_cache_s),
             shards,

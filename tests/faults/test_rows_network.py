@@ -1,6 +1,7 @@
 """Rows 16 to 19: the network between the product and Valkey."""
 
 import time
+from collections.abc import Awaitable
 
 import httpx
 import pytest
@@ -95,6 +96,10 @@ async def unready(world: World) -> bool:
 async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row) -> None:
     """Nobody tells the tailer that its peer is gone. Calls are answered as ever; the tailer notices by
     itself, and its viewers go on where they were. The worker says that it is not ready meanwhile."""
+
+    def asked() -> Awaitable[bool]:
+        return unready(world)
+
     proxy = await proxied(world)
     await world.load()
     async with world.fault():
@@ -105,7 +110,8 @@ async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row
         await world.last(5)
         deaf = [watcher for watcher in world.watchers if watcher.numbers <= before[watcher.name] + 5]
         assert len(deaf) == len(world.watchers), "the viewers did not notice"
-        await until(lambda: unready(world), "the worker to say that it is not ready")
+        said: bool = await until(asked, "the worker to say that it is not ready")
+        assert said
     verdict = await world.over()
     assert not await unready(world)
     assert world.statuses == {"204"}

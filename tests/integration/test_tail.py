@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -76,7 +76,8 @@ async def test_entries_that_are_no_events_are_passed_over(
     tailed: Tailed, publisher: Publisher, client: redis.Redis
 ) -> None:
     await publisher.append([event()])
-    ((_, whole),) = client.xrange(ShardKeys(0).log)
+    found: Any = client.xrange(ShardKeys(0).log)
+    whole = found[0][1]
     client.xadd(ShardKeys(0).log, {**whole, b"e": whole[b"e"].replace(b"step", b"stop")})
     client.xadd(ShardKeys(0).log, {"some": "run-1"})
     client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
