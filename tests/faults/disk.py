@@ -1,9 +1,11 @@
 """What can happen to Valkey's file: bytes that were never synced, a full disk, a torn tail, a flipped bit."""
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.servers import Valkey
@@ -59,6 +61,26 @@ def fill_disk(valkey: Valkey, room: int) -> None:
     """Leaves that many bytes for its file."""
     size = append_only_files(valkey)[-1].stat().st_size
     resource.prlimit(valkey.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
+
+
+@contextlib.contextmanager
+def small(path: Path, like: Path) -> Iterator[Path]:
+    """A disk of 16 MB at that path, with the owner of `like`. Only root may have one."""
+    path.mkdir()
+    owner = like.stat()
+    size = f"size=16m,mode=0700,uid={owner.st_uid},gid={owner.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "small", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Writes a file until there is no more room on its disk."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
 
 
 def tear(valkey: Valkey, part: float) -> None:

@@ -35,12 +35,16 @@ FIRST_204_S, FIRST_LIVE_S = 5.0, 10.0
 class World:
     """Stores, web workers, persisters, producers and viewers. Everything ends with `close`."""
 
-    def __init__(self, place: Path, database_url: str, seed: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, place: Path, database_url: str, seed: int, scale: float = 1.0, long: bool = False
+    ) -> None:
         self.place = place
         self.database_url = database_url
         self.seed = seed
         self.scale = scale
         """How long faults last, of what their rows say: shorter in the ordinary suite."""
+        self.long = long
+        """Whether those last their ten minutes that should."""
         self.random = random.Random(seed)
         self.ledger = Ledger()
         self.webs: list[Web] = []
@@ -199,6 +203,11 @@ class World:
         over = asyncio.Event()
         asyncio.get_running_loop().call_later(seconds * self.scale, over.set)
         await over.wait()
+
+    @property
+    def short(self) -> bool:
+        """Whether this is the ordinary suite."""
+        return self.scale < 1
 
     @contextlib.asynccontextmanager
     async def fault(self) -> AsyncIterator[None]:
