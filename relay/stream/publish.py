@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import redis.exceptions
 
-from relay.connect import Link, bulk, command
 from relay.errors import (
     DatabaseUnavailable,
     KeyReused,
@@ -25,6 +24,7 @@ from relay.errors import (
     RelayError,
     RunQuota,
 )
+from relay.link import Link, bulk, command
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run

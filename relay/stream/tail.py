@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import redis.exceptions
 
-from relay.connect import BLOCK_MS, Link
+from relay.connect import BLOCK_MS
 from relay.errors import Unavailable
 from relay.hub import Hub
+from relay.link import Link
 from relay.sse import Frame
 from relay.stream.entry import MalformedEntry, decode, frame
 from relay.stream.keys import ShardKeys, StreamId, top_of
