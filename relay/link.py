@@ -5,7 +5,8 @@ database. Then its transport is ours: commands are written to it as they are, an
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import hiredis
@@ -46,6 +47,10 @@ class Durability:
         )
 
 
+Answered = Callable[[Any], None]
+"""Is told the answer: it may be a ResponseError, or the error by which the connection ended."""
+
+
 class _Replies(asyncio.Protocol):
     """What comes in on one connection: the replies to what was asked last."""
 
@@ -56,15 +61,16 @@ class _Replies(asyncio.Protocol):
         )
         self._replies: list[Any] = []
         self._count = 0
-        self._answer: asyncio.Future[list[Any]] | None = None
+        self._done: Answered | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
         self.lost: Exception | None = None
         """Why nothing can be asked any more."""
 
-    def expect(self, count: int) -> asyncio.Future[list[Any]]:
-        """Gets that many replies, refusals among them, or fails as the connection does."""
-        self._replies, self._count = [], count
-        self._answer = asyncio.get_running_loop().create_future()
-        return self._answer
+    def expect(self, count: int, done: Answered, within_s: float) -> None:
+        """`done` gets the list of that many replies."""
+        self._replies, self._count, self._done = [], count, done
+        self._late = self._loop.call_later(within_s, self.late)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
@@ -78,11 +84,10 @@ class _Replies(asyncio.Protocol):
             self._complete()
 
     def _complete(self) -> None:
-        answer, self._answer = self._answer, None
-        if answer is None or len(self._replies) > self._count:
+        if len(self._replies) > self._count or self._done is None:
             self.fail(redis.exceptions.InvalidResponse("the server said more than it was asked"))
-        elif not answer.done():
-            answer.set_result(self._replies)
+        else:
+            self._tell(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail(redis.exceptions.ConnectionError("the connection was lost"))
@@ -93,25 +98,38 @@ class _Replies(asyncio.Protocol):
     def fail(self, error: Exception) -> None:
         """Nothing can be asked any more, and nobody waits any longer."""
         self.lost = self.lost or error
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.set_exception(error)
+        if self._done is not None:
+            self._tell(error)
+
+    def _tell(self, answer: list[Any] | Exception) -> None:
+        done, self._done = self._done, None
+        if self._late is not None:
+            self._late.cancel()
+        if done is not None:
+            done(answer)
 
 
 class Link:
     """One connection to Redis for one user at a time: every command is sent once, and answered or failed.
 
-    A command that is not answered within `reply_s` raises redis.exceptions.TimeoutError.
+    A command that is not answered within `reply_s` fails with redis.exceptions.TimeoutError. Where a command
+    raises, or is answered by, anything but a ResponseError, call `drop`.
     """
 
     def __init__(self, connection: redis.asyncio.Connection, reply_s: float) -> None:
         self._connection = connection
         self._reply_s = reply_s
         self._transport: asyncio.WriteTransport | None = None
-        self._replies = _Replies()
+        self._replies: _Replies
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command can be sent, as far as is known."""
+        transport = self._transport
+        return transport is not None and self._replies.lost is None and not transport.is_closing()
 
     async def connect(self) -> None:
-        """Connects, unless it is connected already."""
+        """Connects, unless it was connected before."""
         if self._transport is not None:
             return
         await self._connection.connect()  # type: ignore[no-untyped-call]
@@ -121,33 +139,36 @@ class Link:
         transport.set_protocol(self._replies)
         self._transport = transport
 
+    def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
+        """Sends a packed command; `done` is told the answer. Raises redis.exceptions.ConnectionError."""
+        self._ask(packed, 1, lambda answer: done(answer[0] if type(answer) is list else answer), within_s)
+
+    def _ask(self, packed: bytes, count: int, done: Answered, within_s: float | None = None) -> None:
+        transport = self._transport
+        if transport is None or self._replies.lost or transport.is_closing():
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
+        try:
+            transport.write(packed)
+        except RuntimeError as error:  # uvloop's word for a connection that is closed
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle") from error
+        self._replies.expect(count, done, self._reply_s if within_s is None else within_s)
+
     async def command(self, *words: str | bytes | int) -> Any:
-        """What the server answers. Where this raises anything but a ResponseError, call `drop`."""
+        """What the server answers. Raises a redis error."""
         return await self.send(command(*words))
 
     async def send(self, packed: bytes) -> Any:
         """What the server answers to a command that is packed already. Raises as `command` does."""
-        (answer,) = await self.exchange(packed, 1)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.ask(packed, partial(_resolve, answer))
+        return await answer
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
-        return await self.exchange(b"".join(command(*words) for words in commands), len(commands))
-
-    async def exchange(self, packed: bytes, count: int) -> list[Any]:
-        """The same for that many commands that are packed already."""
-        replies, transport = self._replies, self._transport
-        if transport is None or replies.lost or transport.is_closing():
-            raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
-        answer = replies.expect(count)
-        late = answer.get_loop().call_later(self._reply_s, replies.late)
-        try:
-            transport.write(packed)
-            return await answer
-        finally:
-            late.cancel()
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        packed = b"".join(command(*words) for words in commands)
+        self._ask(packed, len(commands), partial(_resolve, answers))
+        return await answers
 
     async def drop(self) -> None:
         """Gives the connection up at once; the next `connect` makes a new one."""
@@ -155,21 +176,35 @@ class Link:
         await self._connection.disconnect(nowait=True)
 
 
+def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    """Hands an answer to whoever waits for it, if anybody still does."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
 class DurableLink(Link):
-    """A link on which a command is answered once as many files as were asked for hold what it wrote."""
+    """A link on which a command is answered once as many files as were asked for hold what it wrote.
+
+    Where they do not in time, the answer is OutcomeUnknown: it is written, and may be lost with the server.
+    """
 
     def __init__(self, connection: redis.asyncio.Connection, reply_s: float, durability: Durability) -> None:
         super().__init__(connection, reply_s)
         self._durability = durability
 
-    async def send(self, packed: bytes) -> Any:
-        """Raises OutcomeUnknown where they do not in time: it is written, and may be lost with the server."""
-        answer, kept = await self.exchange(packed + command(*self._durability.words), 2)
-        if isinstance(answer, redis.exceptions.ResponseError):
-            raise answer
-        if not self._durability.reached(kept):
-            raise OutcomeUnknown
-        return answer
+    def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
+        self._ask(packed + command(*self._durability.words), 2, lambda both: done(self._kept(both)), within_s)
+
+    def _kept(self, both: Any) -> Any:
+        if isinstance(both, Exception):
+            return both
+        answer, kept = both
+        refused = isinstance(answer, redis.exceptions.ResponseError)
+        return answer if refused or self._durability.reached(kept) else OutcomeUnknown()
 
 
 class SharedLink:

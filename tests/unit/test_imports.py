@@ -21,7 +21,7 @@ LAYERS = [
     {"relay.app"},
     {"relay.http"},
     {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.link", "relay.settings"},
+    {"relay.hub", "relay.connect", "relay.link", "relay.stream.calls", "relay.settings"},
     {
         "relay.stream.keys",
         "relay.stream.entry",
