@@ -21,7 +21,7 @@ import redis.exceptions
 
 import persister.__main__
 import relay.cli
-from persister.consumer import Consumer, Delivery
+from persister.consumer import Consumer, Delivery, Settlement
 from persister.store import Store
 from relay.hub import Burst, State, Viewer
 from relay.link import Link
@@ -44,14 +44,14 @@ class Once:
 
 def append_sent(times: int) -> None:
     """Events are stored, and nobody was told."""
-    die, append = Once(times), _Lane._append
+    die, answered = Once(times), _Lane._answered
 
-    async def stored(self: _Lane, *args: Any) -> Any:
-        answers = await append(self, *args)
-        die()
-        return answers
+    def stored(self: _Lane, link: Link, groups: Any, answer: Any) -> None:
+        if not isinstance(answer, Exception):
+            die()
+        answered(self, link, groups, answer)
 
-    _Lane._append = stored  # type: ignore[method-assign, assignment]
+    _Lane._answered = stored  # type: ignore[method-assign]
 
 
 def before_insert(times: int) -> None:
@@ -133,20 +133,20 @@ def seal_unseen(times: int) -> None:
 
 def retry_on(times: int) -> None:
     """Mutant: a call whose answer was lost is sent again, as drivers do by themselves."""
-    send = Link.send
+    mend = _Lane._mend
 
-    async def again(self: Link, packed: bytes) -> Any:
-        for _ in range(2):
-            try:
-                return await send(self, packed)
-            except redis.exceptions.ResponseError:
-                raise
-            except (redis.exceptions.RedisError, OSError):
-                await self.drop()
-                await self.connect()
-        return await send(self, packed)
+    def again(self: _Lane, link: Link, groups: Any, problem: Exception | None) -> None:
+        lost = isinstance(problem, redis.exceptions.RedisError | OSError)
+        if lost and not isinstance(problem, redis.exceptions.ResponseError):
+            self._loop.create_task(_dropped(link)).add_done_callback(lambda _: mend(self, link, groups, None))
+        else:
+            mend(self, link, groups, problem)
 
-    Link.send = again  # type: ignore[method-assign]
+    _Lane._mend = again  # type: ignore[method-assign]
+
+
+async def _dropped(link: Link) -> None:
+    await link.drop()
 
 
 def no_held_state(times: int) -> None:
@@ -166,7 +166,7 @@ def acknowledge_first(times: int) -> None:
     def claimed(self: Consumer) -> list[Delivery]:
         batch = claim(self)
         if batch:
-            self.settle(batch, {})
+            self.settle(Settlement([stream_id for stream_id, _ in batch], {}))
         return batch
 
     Consumer.claim = claimed  # type: ignore[method-assign]

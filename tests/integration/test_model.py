@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from persister.consumer import Consumer, Delivery
+from persister.consumer import Consumer, Delivery, Settlement
 from persister.settings import Settings
 from persister.trim import trim
 from relay import connect, embedded
@@ -281,8 +281,8 @@ class Logs(RuleBasedStateMachine):
         if settle:
             newest: dict[str, str] = {}
             for delivery in hand:  # in the order of the log
-                newest[self._entry(delivery).run_id] = delivery.stream_id.decode()
-            self.consumers[name].settle(hand, newest)
+                newest[self._entry(delivery).run_id] = delivery[0].decode()
+            self.consumers[name].settle(Settlement([stream_id for stream_id, _ in hand], newest))
             self.model.settled |= {self._id(delivery) for delivery in hand}
         else:
             self.consumers[name].restart()
@@ -455,11 +455,11 @@ class Logs(RuleBasedStateMachine):
 
     @staticmethod
     def _id(delivery: Delivery) -> int:
-        return event_id(StreamId.parse(delivery.stream_id), 0)
+        return event_id(StreamId.parse(delivery[0]), 0)
 
     @staticmethod
     def _entry(delivery: Delivery) -> Entry:
-        return decode(delivery.stream_id, delivery.fields, 0)
+        return decode(*delivery, 0)
 
     def _log(self, key: str) -> dict[int, NewEvent]:
         found: Any = self.redis.xrange(key)
