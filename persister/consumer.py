@@ -10,7 +10,7 @@ import redis.exceptions
 
 from persister.settings import Settings
 from relay.errors import Unavailable
-from relay.link import Durability
+from relay.link import Durability, bulk, command
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 
@@ -52,8 +52,8 @@ class Consumer:
         self._redis = client
         self._highest = highest
         # Replies as the server sends them: the fields of an entry in order, not as a dictionary.
-        for command in ("XREADGROUP", "XAUTOCLAIM"):
-            client.set_response_callback(command, lambda reply, **_: reply)
+        for name in ("XREADGROUP", "XAUTOCLAIM"):
+            client.set_response_callback(name, lambda reply, **_: reply)
         self._keys = ShardKeys(shard)
         self._settings = settings
         self._durability = Durability(settings.waitaof) if settings.waitaof else None
@@ -113,10 +113,8 @@ class Consumer:
             return []
         if not settlement:
             return self._kept(self._read(">", wait=False))
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.fcall(functions.SETTLE, 1 + len(settlement.newest), *self._settling(settlement))
-            pipe.execute_command("XREADGROUP", *self._reading(">", wait=False))  # type: ignore[no-untyped-call]
-            settled, claimed = pipe.execute(raise_on_error=False)
+        reading = command("XREADGROUP", *self._reading(">", wait=False))
+        settled, claimed = self._exchange(self._settling(settlement) + reading, 2)
         if isinstance(settled, Exception):
             self._backlog = True  # what was claimed with it is delivered again
             self.settle(settlement)
@@ -125,18 +123,32 @@ class Consumer:
 
     def settle(self, settlement: Settlement) -> None:
         """Acknowledges what is stored."""
-        self._call(functions.SETTLE, 1 + len(settlement.newest), self._settling(settlement))
+        packed = self._settling(settlement)
+        (settled,) = self._exchange(packed, 1)
+        if _is_missing(settled):
+            self._redis.function_load(functions.LIBRARY, replace=True)
+            (settled,) = self._exchange(packed, 1)
+        if isinstance(settled, Exception):
+            raise settled
 
-    def _settling(self, settlement: Settlement) -> list[Any]:
-        return [
-            self._keys.log,
-            *map(self._keys.run, settlement.newest),
-            GROUP,
-            int(self._settings.run_log_ttl_s * 1000),
-            self._settings.run_log_entries,
-            b" ".join(settlement.stream_ids),
-            *settlement.newest.values(),
-        ]
+    def _settling(self, settlement: Settlement) -> bytes:
+        """The call, as it goes over the wire: the driver would look at each of thousands of ids."""
+        stream_ids, newest = settlement
+        words: list[str | int] = ["FCALL", functions.SETTLE, 1 + len(newest), self._keys.log]
+        words += [*map(self._keys.run, newest), GROUP, int(self._settings.run_log_ttl_s * 1000)]
+        words += [self._settings.run_log_entries, *newest.values()]
+        ids = [b"$%d\r\n%b\r\n" % (len(id), id) for id in stream_ids]
+        return b"".join([b"*%d\r\n" % (len(words) + len(ids)), *map(bulk, words), *ids])
+
+    def _exchange(self, packed: bytes, count: int) -> list[Any]:
+        """The answers, refusals among them, to that many commands that are packed already."""
+        pool = self._redis.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_packed_command([packed])
+            return [_answer(connection) for _ in range(count)]
+        finally:
+            pool.release(connection)
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Moves an entry that can not be stored to the dead letters."""
@@ -200,7 +212,19 @@ class Consumer:
         try:
             return self._redis.fcall(function, keys, *words)
         except redis.exceptions.ResponseError as error:
-            if functions.MISSING not in str(error):
+            if not _is_missing(error):
                 raise
         self._redis.function_load(functions.LIBRARY, replace=True)
         return self._redis.fcall(function, keys, *words)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except redis.exceptions.ResponseError as error:
+        return error
+
+
+def _is_missing(answer: Any) -> bool:
+    """Whether the server does not know the function."""
+    return isinstance(answer, redis.exceptions.ResponseError) and functions.MISSING in str(answer)

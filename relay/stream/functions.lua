@@ -242,40 +242,36 @@ local function open(keys, args)
   return last
 end
 
--- Acknowledges entries given as one word of ids between spaces, many in one command.
-local function acknowledge(log, group, ids)
-  local count, some = 0, {}
-  for id in string.gmatch(ids, '%S+') do
-    some[#some + 1] = id
-    if #some == ACKNOWLEDGED_AT_ONCE then
-      count = count + redis.call('XACK', log, group, unpack(some))
-      some = {}
-    end
+-- Acknowledges the entries whose ids are the words from `first` on, many in one command.
+local function acknowledge(log, group, args, first)
+  local count = 0
+  for i = first, #args, ACKNOWLEDGED_AT_ONCE do
+    local last = math.min(i + ACKNOWLEDGED_AT_ONCE - 1, #args)
+    count = count + redis.call('XACK', log, group, unpack(args, i, last))
   end
-  if #some > 0 then count = count + redis.call('XACK', log, group, unpack(some)) end
   return count
 end
 
 -- Acknowledges archived entries, and bounds the run logs that they belong to.
 --
 -- KEYS  the shard log; run logs
--- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps, the ids
---       of all entries, with spaces between them, then for each run log the id of its newest entry among them
+-- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps, for each
+--       run log the id of its newest entry among those that are acknowledged, then the ids of all of these
 -- A run log whose newest entry is archived gets its expiry, and one that is too long loses its
 -- oldest entries, but never one that is not archived. Answers how many were acknowledged.
 local function settle(keys, args)
   local log, group, lifetime, keep = keys[1], args[1], args[2], tonumber(args[3])
   local runs = #keys - 1
-  local acknowledged = acknowledge(log, group, args[4])
+  local acknowledged = acknowledge(log, group, args, 4 + runs)
   local oldest = redis.call('XPENDING', log, group)[2]
   for r = 1, runs do
     local run = keys[r + 1]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == args[4 + r] then redis.call('PEXPIRE', run, lifetime) end
+    if tip and tip[1] == args[3 + r] then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
       -- Entries up to the newest one just acknowledged are archived, but for those still pending.
-      local archived = args[4 + r]
+      local archived = args[3 + r]
       if oldest and ordinal(oldest) <= ordinal(archived) then archived = '(' .. oldest end
       local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)

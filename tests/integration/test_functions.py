@@ -220,7 +220,7 @@ def deliver(store: redis.Redis, consumer: str, count: int) -> list[str]:
 
 def settle(store: redis.Redis, ids: list[str], newest: dict[str, str], keep: int = 1000) -> int:
     keys = [KEYS.log, *map(KEYS.run, newest)]
-    words = [GROUP, 60_000, keep, " ".join(ids), *newest.values()]
+    words = [GROUP, 60_000, keep, *newest.values(), *ids]
     answer: Any = store.fcall(functions.SETTLE, len(keys), *keys, *words)
     return int(answer)
 
