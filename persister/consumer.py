@@ -24,8 +24,8 @@ Delivery = tuple[bytes, Sequence[bytes] | None]
 """An entry as the group delivered it: stream id, and fields. No fields: it is gone from the log. (The driver
 gives lists of two; they are not all made anew to be tuples.)"""
 
-FIRST_COUNT = 100
-GROWTH = 8
+FIRST_COUNT = 1000
+GROWTH = 4
 """How many times as large as the last batch the next one may be, until it is known how large events are."""
 
 
