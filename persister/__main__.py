@@ -17,9 +17,10 @@ from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
 from relay.connect import database, persister_redis
-from relay.errors import RelayError
+from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.settings import explain
+from relay.startup import refuse_insecure
 
 log = logging.getLogger("persister")
 
@@ -39,6 +40,10 @@ def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(name)
+    try:
+        refuse_insecure(settings)
+    except Misconfigured as error:
+        raise click.ClickException(str(error)) from error
     loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
     failed = threading.Event()
 

@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from relay import demo as demonstration
 from relay import embedded, migrate, server
 from relay.auth import mint_viewer_token
-from relay.errors import RelayError
+from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
+from relay.startup import EVERY_CHECK, refuse_insecure
 from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
@@ -44,7 +45,10 @@ def main() -> None:
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
     server.configure_logging()
-    _settings()
+    try:
+        refuse_insecure(_settings())
+    except Misconfigured as error:
+        raise click.ClickException(str(error)) from error
     try:
         listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
@@ -162,6 +166,7 @@ def _everything(
     supervisor = Supervisor()
     try:
         env = {"RELAY_API_DOCS": os.environ.get("RELAY_API_DOCS", "true"), **_secrets(data_dir)}
+        env["RELAY_ALLOW_INSECURE"] = ",".join(EVERY_CHECK)
         if "REDIS_URL" not in os.environ:
             part, env["REDIS_URL"] = embedded.valkey(data_dir / "valkey")
             supervisor.add(part)

@@ -19,6 +19,7 @@ import psycopg2
 import redis
 
 from relay.processes import Part
+from relay.startup import EMBEDDED
 
 PASSWORD = "password"  # noqa: S105 - the name of a file
 
@@ -72,6 +73,7 @@ def postgres(directory: Path) -> tuple[Part, str]:
         _initdb(binaries / "initdb", data, directory, user)
     argv = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
     argv += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    argv += ["-c", f"cluster_name={EMBEDDED}"]
     ready = Part("postgres", argv, lambda: _postgres_answers(url), signal.SIGINT, user=user, log=log)
     return ready, url
 

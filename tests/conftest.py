@@ -11,6 +11,15 @@ import redis
 
 from relay import embedded, migrate
 from relay.processes import running
+from relay.startup import EVERY_CHECK
+
+
+@pytest.fixture(scope="session", autouse=True)
+def insecure_on_purpose() -> Iterator[None]:
+    """All programs that tests start may use embedded servers and the like, unless a test says otherwise."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELAY_ALLOW_INSECURE", ",".join(EVERY_CHECK))
+        yield
 
 
 class Servers(NamedTuple):

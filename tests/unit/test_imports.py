@@ -21,7 +21,7 @@ LAYERS = [
     {"relay.app"},
     {"relay.http"},
     {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.settings"},
+    {"relay.hub", "relay.connect", "relay.settings", "relay.startup"},
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -33,7 +33,7 @@ LAYERS = [
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.settings", *LAYERS[5]}
+FOR_PERSISTERS = {"relay.connect", "relay.settings", "relay.startup", *LAYERS[5]}
 FRAMEWORKS = {"fastapi", "starlette"}
 
 
