@@ -15,6 +15,7 @@ from types import FrameType
 
 import click
 import httpx
+import redis.exceptions
 from pydantic import ValidationError
 
 from relay import demo as demonstration
@@ -58,8 +59,20 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
 
 @main.command("migrate")
 def migrate_() -> None:
-    """Bring the database's schema up to date."""
-    migrate.upgrade(_settings().database_url.get_secret_value())
+    """Bring the database's schema up to date, and the functions in Redis where REDIS_URL is set.
+
+    Workers load the functions by themselves where their users may.
+    """
+    settings = _settings()
+    migrate.upgrade(settings.database_url.get_secret_value())
+    if "redis_url" in settings.model_fields_set:
+        try:
+            migrate.load_functions(settings.redis_url.get_secret_value())
+        except redis.exceptions.RedisError as error:
+            raise click.ClickException(
+                "The schema is up to date, but the functions could not be loaded into Redis "
+                f"({type(error).__name__}); try again when it answers, as a user who may load functions."
+            ) from error
 
 
 @main.command()
