@@ -3,13 +3,14 @@
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -19,12 +20,14 @@ import redis.exceptions
 from pydantic import ValidationError
 
 from relay import demo as demonstration
-from relay import embedded, migrate, server
+from relay import embedded, erase, migrate, server
 from relay.auth import mint_viewer_token
+from relay.connect import database, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
 from relay.startup import EVERY_CHECK, refuse_insecure
+from relay.stream.keys import RUN_ID
 from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
@@ -149,6 +152,28 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
             click.echo(json.dumps(message, ensure_ascii=False))
     except RelayError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command("erase")
+@click.argument("run_id", metavar="RUN")
+def erase_(run_id: str) -> None:
+    """Remove a run from the logs, the archive and the dead letters. Its pipeline must have stopped."""
+    if not re.fullmatch(RUN_ID, run_id):
+        raise click.ClickException("No run can be called that.")
+    settings = _settings()
+    url = settings.database_url.get_secret_value()
+
+    def waiting() -> None:
+        click.echo("Persisters finish what they were given ...", err=True)
+
+    try:
+        with closing(persister_redis(settings.redis_url.get_secret_value())) as client:
+            erased = erase.erase(client, lambda: database(url), run_id, settings.shards, waiting)
+    except redis.exceptions.RedisError as error:
+        raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
+    except RelayError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Erased: {erased.entries} entries, {erased.rows} rows, {erased.dead_letters} dead letters.")
 
 
 def _settings() -> Settings:

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from relay.embedded import program_of
-from relay.events.registry import TABLES
+from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
 from relay.server import listen
 from relay.stream import functions
@@ -24,7 +24,7 @@ from tests.acceptance.conftest import answers
 from tests.acceptance.running import Relay, Viewer, environment_with
 from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
-from tests.factories import new_run_id, progress
+from tests.factories import EXAMPLES, new_run_id, progress
 from tests.unit.test_deployment import SERVICES
 from tests.waiting import wait_until
 
@@ -113,7 +113,8 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
     subprocess.run(migrate, env=environment_with(**stores["operator"]), check=True, timeout=60)
     psql(stores["operator"]["DATABASE_URL"], "grants.sql")
     web_env, persister_env = (
-        environment_with(**stores[name], RELAY_ALLOW_INSECURE="embedded") for name in ("web", "persister")
+        environment_with(**stores[name], RELAY_ALLOW_INSECURE="embedded", RELAY_ACCESS_CACHE_S="0")
+        for name in ("web", "persister")
     )
     with listen("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -163,6 +164,26 @@ def test_what_can_not_be_archived_is_buried_and_seen_by_the_operator(deployment:
         return done.stdout
 
     assert "unheard_of" in wait_until(listed, "the dead letter")
+
+
+def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deployment) -> None:
+    relay, run_id = deployment.relay, new_run_id()
+    relay.claim(run_id)
+    for name, example in EXAMPLES.items():
+        kind = REGISTRY[name]
+        body = {"run_id": run_id, **(example if kind.flat else {"event": example})}
+        assert relay.post(kind.path, body).status_code == 204
+    relay.archived(run_id, 1)
+    argv = [sys.executable, "-m", "relay", "erase", run_id]
+    env = environment_with(**deployment.stores["operator"])
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "Erased: 9 entries, 9 rows, 0 dead letters.\n"), done.stderr
+    url = deployment.stores["operator"]["DATABASE_URL"]
+    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        for table in (*TABLES, "research_pipeline_runs"):
+            cursor.execute(f"SELECT FROM {table} WHERE run_id = %s", [run_id])
+            assert cursor.rowcount == 0, table
+    assert wait_until(lambda: relay.history(run_id).status_code == 404, "its owner to be forgotten")
 
 
 @pytest.mark.parametrize("name", ["web", "persister", "operator"])

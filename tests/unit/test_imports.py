@@ -12,6 +12,7 @@ LAYERS = [
         "relay.cli",
         "relay.__main__",
         "relay.embedded",
+        "relay.erase",
         "relay.demo",
         "relay.server",
         "relay.migrate",
