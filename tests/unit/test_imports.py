@@ -22,7 +22,14 @@ LAYERS = [
     {"relay.app"},
     {"relay.http"},
     {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.settings", "relay.startup"},
+    {
+        "relay.hub",
+        "relay.connect",
+        "relay.link",
+        "relay.stream.calls",
+        "relay.settings",
+        "relay.startup",
+    },
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -30,11 +37,12 @@ LAYERS = [
         "relay.events",
         "relay.sse",
         "relay.errors",
+        "relay.sharing",
         "relay.garbage",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.settings", "relay.startup", *LAYERS[5]}
+FOR_PERSISTERS = {"relay.connect", "relay.link", "relay.settings", "relay.startup", *LAYERS[5]}
 FRAMEWORKS = {"fastapi", "starlette"}
 
 
