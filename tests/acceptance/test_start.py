@@ -21,7 +21,8 @@ from relay.settings import Settings
 from relay.startup import EVERY_CHECK, refuse_insecure, without_user
 from tests.acceptance.certificates import Authority, tls_postgres
 from tests.acceptance.conftest import answers
-from tests.acceptance.running import CONVERSATION, TOKEN, USER, environment_with, viewer
+from tests.acceptance.running import CONVERSATION, USER, environment_with, viewer
+from tests.canaries import TOKEN
 from tests.conftest import Servers
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
