@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import queue
 import ssl
 import subprocess
 import threading
@@ -35,30 +36,35 @@ def tls_postgres(port: int, authority: Authority) -> Iterator[int]:
     """A port at which the PostgreSQL at `port`, whose wheel was built without TLS, speaks it."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(authority.certificate, authority.key)
+    stopping = asyncio.Event()
+    started: queue.Queue[tuple[asyncio.AbstractEventLoop, int]] = queue.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
             await reader.readexactly(SSL_REQUEST_BYTES)
             writer.write(b"S")
             await writer.start_tls(context)
             behind_reader, behind = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.gather(pump(reader, behind), pump(behind_reader, writer))
+            with contextlib.closing(behind):
+                await asyncio.gather(pump(reader, behind), pump(behind_reader, writer))
 
-    with asyncio.Runner() as runner:
-        server = runner.run(asyncio.start_server(serve, "127.0.0.1", 0))
-        loop = runner.get_loop()
-        thread = threading.Thread(target=loop.run_forever)
-        thread.start()
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+    async def run() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            started.put((asyncio.get_running_loop(), server.sockets[0].getsockname()[1]))
+            await stopping.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=[run()])
+    thread.start()
+    loop, own_port = started.get()
+    try:
+        yield own_port
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+    with contextlib.closing(writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()

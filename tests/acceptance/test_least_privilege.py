@@ -14,7 +14,9 @@ import psycopg2
 import psycopg2.errors
 import pytest
 import redis
+from click.testing import CliRunner
 
+from persister.__main__ import main as persister_command
 from relay.embedded import program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
@@ -113,7 +115,9 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
     subprocess.run(migrate, env=environment_with(**stores["operator"]), check=True, timeout=60)
     psql(stores["operator"]["DATABASE_URL"], "grants.sql")
     web_env, persister_env = (
-        environment_with(**stores[name], RELAY_ALLOW_INSECURE="embedded", RELAY_ACCESS_CACHE_S="0")
+        environment_with(
+            **stores[name], RELAY_ALLOW_INSECURE="embedded", RELAY_ACCESS_CACHE_S="0", RELAY_WAITAOF="1,0"
+        )
         for name in ("web", "persister")
     )
     with listen("127.0.0.1", 0) as listener:
@@ -184,6 +188,14 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
             cursor.execute(f"SELECT FROM {table} WHERE run_id = %s", [run_id])
             assert cursor.rowcount == 0, table
     assert wait_until(lambda: relay.history(run_id).status_code == 404, "its owner to be forgotten")
+
+
+def test_the_operator_prunes(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in deployment.stores["operator"].items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(persister_command, ["prune", "--older-than", "1d"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [*(f"{table}\t0" for table in TABLES), "dead letters\t0"]
 
 
 @pytest.mark.parametrize("name", ["web", "persister", "operator"])

@@ -12,9 +12,11 @@ import httpx
 import psycopg2
 import pytest
 import redis
+from click.testing import CliRunner
 
 from persister.settings import Settings as PersisterSettings
-from relay.errors import Insecure
+from relay.cli import main
+from relay.errors import Insecure, Misconfigured
 from relay.processes import Part, running
 from relay.server import listen
 from relay.settings import Settings
@@ -260,11 +262,20 @@ def test_stores_that_are_away_do_not_keep_a_process_from_starting(safe: pytest.M
 
 def test_a_name_that_is_no_check_is_a_sentence(safe: pytest.MonkeyPatch) -> None:
     safe.setenv("RELAY_ALLOW_INSECURE", "everything")
-    done = subprocess.run(
-        [sys.executable, "-m", "relay", "serve"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stderr.startswith("Error: The settings are not valid: allow_insecure")
-    assert all(check in done.stderr for check in EVERY_CHECK)
+    done = CliRunner().invoke(main, ["serve"])
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: The settings are not valid: allow_insecure")
+    assert all(check in done.output for check in EVERY_CHECK)
+
+
+def test_a_user_who_may_not_ask_is_told_to_be_allowed_to(
+    safe: pytest.MonkeyPatch, debian_redis: Redis
+) -> None:
+    with contextlib.closing(redis.Redis.from_url(debian_redis.url)) as client:
+        client.acl_setuser("blind", enabled=True, passwords=["+blind"], commands=["-@all", "+ping"])
+        safe.setenv("REDIS_URL", debian_redis.url.replace(f":{PASSWORD}@", "blind:blind@"))
+        assert "may not ask INFO" in refused()
+        client.acl_deluser("blind")
 
 
 @pytest.fixture(scope="module")
@@ -313,18 +324,13 @@ def test_over_tls_with_the_right_authority_the_product_works(
             )
 
 
-@pytest.mark.parametrize("store", ["Redis", "PostgreSQL"])
 def test_with_another_authority_nothing_starts(
-    safe: pytest.MonkeyPatch,
-    debian_redis: Redis,
-    tls_database_url: str,
-    other_authority: Authority,
-    store: str,
+    safe: pytest.MonkeyPatch, debian_redis: Redis, tls_database_url: str, other_authority: Authority
 ) -> None:
-    if store == "Redis":
-        safe.setenv("REDIS_URL", f"{debian_redis.tls_url}{other_authority.ca}")
-    else:
-        safe.setenv("DATABASE_URL", f"{tls_database_url}{other_authority.ca}")
+    safe.setenv("DATABASE_URL", f"{tls_database_url}{other_authority.ca}")
+    with pytest.raises(Misconfigured, match=r"certificate of PostgreSQL .* `sslrootcert` in DATABASE_URL"):
+        refuse_insecure(Settings())
+    safe.setenv("REDIS_URL", f"{debian_redis.tls_url}{other_authority.ca}")
     done = subprocess.run(
         [sys.executable, "-m", "relay", "serve", "--port", "0"],
         capture_output=True,
@@ -333,5 +339,20 @@ def test_with_another_authority_nothing_starts(
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: The certificate of {store} is not trusted.")
+    assert done.stderr.startswith("Error: The certificate of Redis is not trusted.")
     assert PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize("store", ["Redis", "PostgreSQL"])
+def test_a_certificate_for_another_host_is_not_trusted(
+    safe: pytest.MonkeyPatch, debian_redis: Redis, tls_database_url: str, authority: Authority, store: str
+) -> None:
+    safe.setenv("RELAY_ALLOW_INSECURE", "redis-password,embedded")
+    if store == "Redis":
+        url = f"{debian_redis.tls_url}{authority.ca}"
+        safe.setenv("REDIS_URL", url.replace("@localhost:", "@127.0.0.1:"))
+    else:
+        url = f"{tls_database_url}{authority.ca}"
+        safe.setenv("DATABASE_URL", url.replace("@localhost:", "@127.0.0.1:"))
+    with pytest.raises(Misconfigured, match=f"certificate of {store}"):
+        refuse_insecure(Settings())
