@@ -6,12 +6,13 @@ log, and everybody in the hub has to read what came before from the run logs.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 
 import redis.exceptions
 
-from relay.connect import BLOCK_MS
+from relay.connect import BLOCK_GRACE_S, BLOCK_MS
 from relay.errors import Unavailable
 from relay.hub import Hub
 from relay.link import Link, bulk
@@ -29,6 +30,10 @@ STALLED_S = 30.0
 """A tailer that was not run for that long, since its process or machine was stopped, does not trust its
 place: the log may have been trimmed meanwhile."""
 
+DEAF_S = BLOCK_MS / 1000 + BLOCK_GRACE_S / 2
+"""An idle log answers once a block. A tailer that heard nothing for that long soon gives up its
+connection, and should have no new viewers meanwhile."""
+
 
 class LostPlace(Exception):
     """The log does not go on where the tailer was."""
@@ -45,6 +50,12 @@ class Tailer:
         words: list[str | int] = ["XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", self._log]
         self._read_after = b"*%d\r\n" % (len(words) + 1) + b"".join(map(bulk, words))
         self._ready = asyncio.Event()
+        self._heard = math.inf
+
+    @property
+    def deaf(self) -> bool:
+        """Whether somebody watches, and Redis did not answer for longer than it may."""
+        return asyncio.get_running_loop().time() - self._heard > DEAF_S
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Waits until what is appended from now on reaches the hub. Raises Unavailable after `timeout_s`."""
@@ -58,7 +69,7 @@ class Tailer:
         """Follows the log for ever."""
         delay = BACKOFF_S[0]
         while True:
-            await self._hub.watched.wait()
+            await self._watched()
             try:
                 await self._follow()
                 delay = BACKOFF_S[0]
@@ -78,6 +89,13 @@ class Tailer:
                 self._ready.clear()
                 await self._link.drop()
 
+    async def _watched(self) -> None:
+        """Waits until somebody watches; before, there is nothing to hear."""
+        if not self._hub.watched.is_set():
+            self._heard = math.inf
+            await self._hub.watched.wait()
+        self._heard = min(self._heard, asyncio.get_running_loop().time())
+
     async def _follow(self) -> None:
         """From the top of the log on, until nobody watches any more."""
         clock = asyncio.get_running_loop().time
@@ -85,12 +103,12 @@ class Tailer:
         position = str(await self._top()).encode()
         self._hub.hold_all()
         self._ready.set()
-        heard = clock()
+        self._heard = clock()
         while self._hub.watched.is_set():
             entries = await self._read(position)
             # From answer to answer, so that no moment in between is left out in which it may be stopped.
-            before, heard = heard, clock()
-            if heard - before > STALLED_S:
+            before, self._heard = self._heard, clock()
+            if self._heard - before > STALLED_S:
                 raise LostPlace
             if entries:
                 self._dispatch(entries)
