@@ -22,7 +22,7 @@ from relay.connect import database, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.settings import explain
-from relay.startup import refuse_insecure
+from relay.startup import guard
 
 log = logging.getLogger("persister")
 
@@ -43,7 +43,7 @@ def run(name: str | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(name)
     try:
-        refuse_insecure(settings)
+        guard(settings)
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]

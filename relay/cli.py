@@ -26,7 +26,7 @@ from relay.connect import database, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
-from relay.startup import EVERY_CHECK, refuse_insecure
+from relay.startup import EVERY_CHECK, guard
 from relay.stream.keys import RUN_ID
 from relay.watch import watch
 
@@ -50,7 +50,7 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
     server.configure_logging()
     try:
-        refuse_insecure(_settings())
+        guard(_settings())
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     try:
@@ -156,7 +156,13 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
 
 @main.command("erase")
 @click.argument("run_id", metavar="RUN")
-def erase_(run_id: str) -> None:
+@click.option(
+    "--held",
+    default=erase.HELD_S,
+    show_default=True,
+    help="Seconds that a persister may hold what it was given: three times RELAY_PERSISTER_STUCK_S.",
+)
+def erase_(run_id: str, held: float) -> None:
     """Remove a run from the logs, the archive and the dead letters. Its pipeline must have stopped."""
     if not re.fullmatch(RUN_ID, run_id):
         raise click.ClickException("No run can be called that.")
@@ -168,7 +174,7 @@ def erase_(run_id: str) -> None:
 
     try:
         with closing(persister_redis(settings.redis_url.get_secret_value())) as client:
-            erased = erase.erase(client, lambda: database(url), run_id, settings.shards, waiting)
+            erased = erase.erase(client, lambda: database(url), run_id, settings.shards, waiting, held)
     except redis.exceptions.RedisError as error:
         raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:

@@ -20,8 +20,9 @@ from relay.stream.keys import GROUP, ShardKeys
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
 
-HELD_S = 300.0
-"""How long a persister may hold what it was given, by its own watch over itself: two steps, and a little."""
+HELD_S = 400.0
+"""How long a persister may hold what it was given: it claims two batches ahead, and ends itself where one
+step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes."""
 
 PATIENCE_S = 2 * HELD_S
 POLL_S = 0.1
@@ -48,7 +49,6 @@ def erase(
     run_id: str,
     shards: int,
     waiting: Callable[[], None] = lambda: None,
-    *,
     held_s: float = HELD_S,
     patience_s: float = PATIENCE_S,
 ) -> Erased:

@@ -1,16 +1,21 @@
 """What a process refuses to start with, and how that is overruled. `relay up` is the place for all of it.
 
-A store that does not answer is not waited for, since the product starts without either of them; what could
-not be looked at is said in the log. A certificate that is not trusted is no question of overruling: the URL
-says whether it is looked at.
+A store that does not answer is not waited for, since the product starts without either of them: it is looked
+at when it is there, and a process that then finds something ends, and does not start again. A certificate
+that is not trusted is no question of overruling: the URL says whether it is looked at.
 """
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+import psycopg2
 import redis.exceptions
 from psycopg2.extensions import make_dsn
 from pydantic import AliasChoices, SecretStr
@@ -24,6 +29,9 @@ log = logging.getLogger(__name__)
 SECRET_BYTES = 32
 SECRET_ALPHABET = 8
 """Different bytes that a secret has at least: one that has fewer was typed, not drawn."""
+
+LATER_S = 2.0
+"""How often what was away is looked for."""
 
 SAMPLES = ("changeme", "change-me", "example", "that-nobody-guesses", "a-secret-for-viewers-tokens")
 """What is in the secrets that documents show."""
@@ -44,24 +52,41 @@ class Weakness(NamedTuple):
     sentence: str
 
 
-def refuse_insecure(settings: StoreSettings) -> None:
+class Away(Exception):
+    """A store does not answer."""
+
+
+def guard(settings: StoreSettings) -> None:
+    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet."""
+    if away := refuse_insecure(settings):
+        log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
+        threading.Thread(target=_look_later, args=[settings], daemon=True).start()
+
+
+def _look_later(settings: StoreSettings) -> None:
+    try:
+        while refuse_insecure(settings):
+            time.sleep(LATER_S)
+    except Misconfigured as error:
+        log.critical("%s", error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def refuse_insecure(settings: StoreSettings) -> list[str]:
     """Raises Insecure, with a sentence for each weakness that the settings do not allow, or Misconfigured
-    where a store's certificate is not trusted."""
-    found = [
-        weakness
-        for weakness in (*_secrets(settings), *_redis(settings), *_postgres(settings))
-        if weakness.check not in settings.allow_insecure
-    ]
-    if found:
-        names = ",".join(dict.fromkeys(weakness.check for weakness in found))
-        raise Insecure(
-            "\n".join(
-                [
-                    *(weakness.sentence for weakness in found),
-                    f"To start all the same, set RELAY_ALLOW_INSECURE={names}.",
-                ]
-            )
-        )
+    where a store's certificate is not trusted. Answers which stores could not be looked at."""
+    found, away = list(_secrets(settings)), []
+    for store, look in (("Redis", _redis), ("PostgreSQL", _postgres)):
+        try:
+            found += look(settings)
+        except Away:
+            away.append(store)
+    refused = [weakness for weakness in found if weakness.check not in settings.allow_insecure]
+    if refused:
+        names = ",".join(dict.fromkeys(weakness.check for weakness in refused))
+        overrule = f"To start all the same, set RELAY_ALLOW_INSECURE={names}."
+        raise Insecure("\n".join([*(weakness.sentence for weakness in refused), overrule]))
+    return away
 
 
 def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
@@ -107,19 +132,19 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
         )
     except (redis.exceptions.RedisError, OSError) as error:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
-        log.warning("Redis does not answer, so whether it is safe to use was not looked at")
+        raise Away from error
     else:
         yield from _of_redis(info)
 
 
 def _of_redis(info: Any) -> Iterator[Weakness]:
-    if not info["aof_enabled"]:
+    if not info.get("aof_enabled"):
         yield Weakness(
             "redis-file",
             "Redis keeps no append-only file, so that a restart would lose acknowledged events; "
             "set `appendonly yes` and `appendfsync always`.",
         )
-    if info["maxmemory"] and info["maxmemory_policy"] != "noeviction":
+    if info.get("maxmemory") and info["maxmemory_policy"] != "noeviction":
         yield Weakness(
             "redis-eviction",
             "Redis throws entries away where its memory is full; set `maxmemory-policy noeviction`.",
@@ -157,8 +182,9 @@ def _postgres(settings: StoreSettings) -> Iterator[Weakness]:
             ((cluster,),) = cursor.fetchall()
     except DatabaseUnavailable as error:
         _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
-        log.warning("PostgreSQL does not answer, so whether it is safe to use was not looked at")
-        return
+        raise Away from error
+    except psycopg2.Error as error:
+        raise Away from error
     if not by_socket and not _asks_who_we_are(url):
         yield Weakness(
             "postgres-password",

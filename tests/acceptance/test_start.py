@@ -157,8 +157,8 @@ def refused() -> str:
 
 @pytest.mark.usefixtures("safe")
 def test_what_nothing_is_wrong_with_starts() -> None:
-    refuse_insecure(Settings())
-    refuse_insecure(PersisterSettings())
+    assert refuse_insecure(Settings()) == []
+    assert refuse_insecure(PersisterSettings()) == []
 
 
 @pytest.mark.parametrize("name", ["TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET"])
@@ -257,7 +257,24 @@ def test_the_programs_end_with_the_sentence_before_they_take_anything(
 def test_stores_that_are_away_do_not_keep_a_process_from_starting(safe: pytest.MonkeyPatch) -> None:
     safe.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     safe.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    refuse_insecure(Settings())
+    assert refuse_insecure(Settings()) == ["Redis", "PostgreSQL"]
+
+
+def test_a_store_that_comes_later_is_looked_at_then(
+    place: Path, safe: pytest.MonkeyPatch, debian_redis: Redis
+) -> None:
+    web_port, redis_port = free_ports(2)
+    safe.setenv("REDIS_URL", f"redis://:{PASSWORD}@127.0.0.1:{redis_port}/0")
+    log = place / "web.log"
+    argv = [sys.executable, "-m", "relay", "serve", "--port", web_port]
+    web = Part("web", argv, lambda: answers(f"http://127.0.0.1:{web_port}"), log=log)
+    argv = ["redis-server", "--port", redis_port, "--bind", "127.0.0.1", "--dir", str(place)]
+    argv += ["--save", "", "--requirepass", PASSWORD]
+    with running(web) as process:
+        assert "Redis: not there yet" in log.read_text()
+        with running(Part("forgetful", argv, lambda: True, log=place / "redis.log")):
+            process.wait(20)
+    assert "Redis keeps no append-only file" in log.read_text()
 
 
 def test_a_name_that_is_no_check_is_a_sentence(safe: pytest.MonkeyPatch) -> None:
