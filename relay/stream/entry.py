@@ -10,6 +10,7 @@ whose text ends as JSON does, is taken as it is: a version before the seal wrote
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -70,6 +71,7 @@ class MalformedEntry(ValueError):
     """An entry that this relay's function did not write."""
 
 
+@lru_cache(maxsize=4096)
 def seal_of(run_id: bytes, kind: bytes) -> int:
     """Where the checksum of a text of this run and kind starts: crc32(text, this) is the seal."""
     return crc32(b"%b %b" % (run_id, kind))

@@ -9,6 +9,8 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import redis.exceptions
 
@@ -50,12 +52,13 @@ class Tailer:
         words: list[str | int] = ["XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", self._log]
         self._read_after = b"*%d\r\n" % (len(words) + 1) + b"".join(map(bulk, words))
         self._ready = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
         self._heard = math.inf
 
     @property
     def deaf(self) -> bool:
         """Whether somebody watches, and Redis did not answer for longer than it may."""
-        return asyncio.get_running_loop().time() - self._heard > DEAF_S
+        return self._clock() - self._heard > DEAF_S
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Waits until what is appended from now on reaches the hub. Raises Unavailable after `timeout_s`."""
@@ -94,31 +97,54 @@ class Tailer:
         if not self._hub.watched.is_set():
             self._heard = math.inf
             await self._hub.watched.wait()
-        self._heard = min(self._heard, asyncio.get_running_loop().time())
+        self._heard = min(self._heard, self._clock())
 
     async def _follow(self) -> None:
         """From the top of the log on, until nobody watches any more."""
-        clock = asyncio.get_running_loop().time
         await self._link.connect()
         position = str(await self._top()).encode()
         self._hub.hold_all()
         self._ready.set()
-        self._heard = clock()
+        self._heard = self._clock()
         while self._hub.watched.is_set():
-            entries = await self._read(position)
-            # From answer to answer, so that no moment in between is left out in which it may be stopped.
-            before, self._heard = self._heard, clock()
-            if self._heard - before > STALLED_S:
-                raise LostPlace
-            if entries:
-                self._dispatch(entries)
-                position = entries[-1][0]
-            elif await self._top() < StreamId.parse(position):
+            position = await self._stream(position)
+            if await self._top() < StreamId.parse(position):
                 raise LostPlace
 
-    async def _read(self, position: bytes) -> Sequence[tuple[bytes, list[bytes]]]:
-        reply = await self._link.send(self._read_after + bulk(position))
-        return reply[0][1] if reply else ()
+    async def _stream(self, position: bytes) -> bytes:
+        """Hands on what comes after the position. Answers the last position once no more comes, or nobody
+        watches. News goes from the link to the hub in one call, without a task on the way."""
+        quiet: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._read(position, quiet)
+        return await quiet
+
+    def _read(self, position: bytes, quiet: "asyncio.Future[bytes]") -> None:
+        self._link.ask(self._read_after + bulk(position), partial(self._news, position, quiet))
+
+    def _news(self, position: bytes, quiet: "asyncio.Future[bytes]", reply: Any) -> None:
+        if quiet.done():  # this was cancelled
+            return
+        try:
+            self._listen(reply)
+            if reply:
+                entries = reply[0][1]
+                self._dispatch(entries)
+                position = entries[-1][0]
+            if reply and self._hub.watched.is_set():
+                self._read(position, quiet)
+            else:
+                quiet.set_result(position)
+        except Exception as error:
+            quiet.set_exception(error)
+
+    def _listen(self, reply: Any) -> None:
+        """Raises what was answered where that is an error, and LostPlace where it comes too late."""
+        if isinstance(reply, Exception):
+            raise reply
+        # From answer to answer, so that no moment in between is left out in which it may be stopped.
+        before, self._heard = self._heard, self._clock()
+        if self._heard - before > STALLED_S:
+            raise LostPlace
 
     async def _top(self) -> StreamId:
         """The highest id that the log ever held; zero where there is no log."""
