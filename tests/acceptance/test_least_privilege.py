@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import psycopg2
 import psycopg2.errors
 import pytest
@@ -17,6 +18,7 @@ import redis
 from click.testing import CliRunner
 
 from persister.__main__ import main as persister_command
+from relay.cli import main as relay_command
 from relay.embedded import program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
@@ -102,6 +104,13 @@ def database_place(session_servers: Servers) -> Iterator[str]:
         cursor.execute("DROP ROLE relay_operator, relay_web, relay_persister")
 
 
+def typed(program: click.Command, words: str, env: dict[str, str]) -> str:
+    """What a command prints that somebody types."""
+    done = CliRunner().invoke(program, words.split(), env=env)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
 @pytest.fixture(scope="module")
 def deployment(directory: Path, redis_port: str, database_place: str) -> Iterator[Deployment]:
     stores = {}
@@ -111,8 +120,7 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
             "REDIS_URL": f"redis://{user}@127.0.0.1:{redis_port}/0",
             "DATABASE_URL": f"postgresql://{user}@{database_place}",
         }
-    migrate = [sys.executable, "-m", "relay", "migrate"]
-    subprocess.run(migrate, env=environment_with(**stores["operator"]), check=True, timeout=60)
+    typed(relay_command, "migrate", stores["operator"])
     psql(stores["operator"]["DATABASE_URL"], "grants.sql")
     web_env, persister_env = (
         environment_with(
@@ -160,14 +168,8 @@ def test_under_these_users_the_product_does_all_that_it_does(deployment: Deploym
 def test_what_can_not_be_archived_is_buried_and_seen_by_the_operator(deployment: Deployment) -> None:
     with contextlib.closing(deployment.redis("web")) as client:
         client.xadd("relay:{0}:log", {"r": "run-1", "k": "unheard_of", "e": '{"text":"x"}'})
-    argv = [sys.executable, "-m", "persister", "dead-letters", "list"]
-    env = environment_with(**deployment.stores["operator"])
-
-    def listed() -> str:
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=60)
-        return done.stdout
-
-    assert "unheard_of" in wait_until(listed, "the dead letter")
+    env = deployment.stores["operator"]
+    wait_until(lambda: "unheard_of" in typed(persister_command, "dead-letters list", env), "the dead letter")
 
 
 def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deployment) -> None:
@@ -177,25 +179,27 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
         kind = REGISTRY[name]
         body = {"run_id": run_id, **(example if kind.flat else {"event": example})}
         assert relay.post(kind.path, body).status_code == 204
-    relay.archived(run_id, 1)
-    argv = [sys.executable, "-m", "relay", "erase", run_id]
-    env = environment_with(**deployment.stores["operator"])
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "Erased: 9 entries, 9 rows, 0 dead letters.\n"), done.stderr
     url = deployment.stores["operator"]["DATABASE_URL"]
     with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        for table in (*TABLES, "research_pipeline_runs"):
-            cursor.execute(f"SELECT FROM {table} WHERE run_id = %s", [run_id])
-            assert cursor.rowcount == 0, table
+        connection.autocommit = True
+
+        def rows() -> int:
+            counts = []
+            for table in (*TABLES, "research_pipeline_runs"):
+                cursor.execute(f"SELECT FROM {table} WHERE run_id = %s", [run_id])
+                counts.append(cursor.rowcount)
+            return sum(counts)
+
+        wait_until(lambda: rows() == len(EXAMPLES), "all but the heartbeat to have a row, and the run itself")
+        said = typed(relay_command, f"erase {run_id}", deployment.stores["operator"])
+        assert said.endswith("Erased: 9 entries, 9 rows, 0 dead letters.\n")
+        assert rows() == 0
     assert wait_until(lambda: relay.history(run_id).status_code == 404, "its owner to be forgotten")
 
 
-def test_the_operator_prunes(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in deployment.stores["operator"].items():
-        monkeypatch.setenv(name, value)
-    done = CliRunner().invoke(persister_command, ["prune", "--older-than", "1d"])
-    assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == [*(f"{table}\t0" for table in TABLES), "dead letters\t0"]
+def test_the_operator_prunes(deployment: Deployment) -> None:
+    said = typed(persister_command, "prune --older-than 1d", deployment.stores["operator"])
+    assert said.splitlines() == [*(f"{table}\t0" for table in TABLES), "dead letters\t0"]
 
 
 @pytest.mark.parametrize("name", ["web", "persister", "operator"])

@@ -129,6 +129,22 @@ def test_redis_keeps_what_was_acknowledged() -> None:
     assert options["--aclfile"] == "/tmp/users.acl"
 
 
+def test_the_users_of_redis_may_call_whatever_the_functions_call() -> None:
+    source = (ROOT / "relay/stream/functions.lua").read_text()
+    called = re.findall(r"call\('([A-Z]+)'(?:, '([A-Z]+)')?", source)
+    assert len(called) > 20
+    acl = (ROOT / "deploy/redis/users.acl").read_text()
+    allowed = {
+        word[1:]
+        for user in re.findall(r"^user relay_(?:web|persister) (.*)$", acl, re.MULTILINE)
+        for word in user.split()
+        if word[0] == "+"
+    }
+    for command, sub in called:
+        name = command.lower()
+        assert name in allowed or f"{name}|{sub.lower()}" in allowed, command
+
+
 def test_everything_waits_for_what_it_needs() -> None:
     healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
     for name in ("relay", "persister"):
