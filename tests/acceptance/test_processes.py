@@ -73,6 +73,13 @@ def test_the_log_of_the_embedded_valkey_is_synced_before_each_answer(relay: Rela
     assert (settings["appendonly"], settings["appendfsync"]) == ("yes", "always")
 
 
+@pytest.mark.usefixtures("relay")
+def test_nobody_else_on_the_machine_can_read_what_the_embedded_servers_keep(directory: Path) -> None:
+    kept = directory / "relay"
+    for path in (kept / "valkey", kept / "postgres" / "data", *kept.glob("*/password")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_a_token_from_the_command_lets_its_user_in(relay: Relay) -> None:
     run_id = new_run_id()
     relay.claim(run_id)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_every_package_is_pinned_to_one_version() -> None:
 @pytest.mark.parametrize(("package", "floor"), FLOORS.items())
 def test_no_package_is_older_than_the_fix_of_a_known_hole(package: str, floor: str) -> None:
     assert Version(PINNED[package]) >= Version(floor)
+
+
+def test_only_the_product_is_packaged() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["packages"]["find"]["include"] == [
+        "relay*",
+        "persister*",
+        "migrations*",
+    ]
+    assert project["project"]["scripts"] == {
+        "relay": "relay.cli:main",
+        "persister": "persister.__main__:main",
+    }
 
 
 @pytest.mark.parametrize("path", modules("relay") + modules("persister"), ids=name_of)
