@@ -27,13 +27,6 @@ GONE, STAYS = "run-to-erase", "run-to-keep"
 
 
 @pytest.fixture
-def client(servers: Servers) -> Iterator[redis.Redis]:
-    opened = persister_redis(servers.redis_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def store(servers: Servers) -> Iterator[Store]:
     made = Store(lambda: database(servers.database_url))
     yield made

@@ -1,7 +1,6 @@
 """Retention: what is older goes, a batch at a time, and nothing that is younger."""
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
@@ -15,20 +14,13 @@ from hypothesis import strategies as st
 
 from persister.__main__ import main
 from persister.prune import oldest_to_keep, parse_age, prune_rows
-from relay.connect import database, persister_redis
+from relay.connect import database
 from relay.events.registry import TABLES
 from relay.stream.keys import EPOCH_MS, MAX_SHARDS, SEQUENCES, ShardKeys, event_id
 from tests.conftest import Servers
 
 DAY_MS = 86_400_000
 NOW_MS = EPOCH_MS + 400 * DAY_MS
-
-
-@pytest.fixture
-def client(servers: Servers) -> Iterator[redis.Redis]:
-    opened = persister_redis(servers.redis_url)
-    yield opened
-    opened.close()
 
 
 def insert(servers: Servers, ids: list[int]) -> None:
