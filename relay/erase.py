@@ -63,8 +63,9 @@ def erase(
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
         _wait_for_persisters(client, keys.log, waiting, held_s, patience_s)
-        if removed:  # nobody holds them any more; of those that died nobody shall ask for them
-            client.xack(keys.log, GROUP, *removed)
+        # Nobody holds them any more. Those that were with a persister that died are not to be asked for.
+        for start in range(0, len(removed), PAGE):
+            client.xack(keys.log, GROUP, *removed[start : start + PAGE])
         entries += len(removed)
     rows = _remove_rows(connect, run_id)
     letters = sum(len(_remove(client, keys.dead_letters, run_id)) for keys in everywhere)
