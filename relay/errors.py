@@ -28,6 +28,7 @@
     │   ├── OutcomeUnknown       may have been stored; retry with the same idempotency key
     │   └── DatabaseUnavailable
     └── Misconfigured            the operator has to act
+        └── Insecure             a process does not start with what it found
 
 The message of an error is shown to the caller: it says what was wrong and what to do, and never
 holds input, tokens or SQL.
@@ -176,3 +177,7 @@ class DatabaseUnavailable(Unavailable):
 
 class Misconfigured(RelayError):
     default = "The server is not configured for this request."
+
+
+class Insecure(Misconfigured):
+    pass

@@ -1,11 +1,14 @@
-"""The schema, brought up to date. Safe to call from several processes at once."""
+"""The schema, and the functions in Redis, brought up to date. Safe to call from several processes at once."""
 
+from contextlib import closing
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 
 import migrations
+from relay.connect import persister_redis
+from relay.stream import functions
 
 
 def config(database_url: str) -> Config:
@@ -23,3 +26,9 @@ def upgrade(database_url: str, revision: str = "head") -> None:
 
 def downgrade(database_url: str, revision: str) -> None:
     command.downgrade(config(database_url), revision)
+
+
+def load_functions(redis_url: str) -> None:
+    """For workers whose users may not. Those of other versions stay. Raises redis errors."""
+    with closing(persister_redis(redis_url)) as client:
+        client.function_load(functions.LIBRARY, replace=True)

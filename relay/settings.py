@@ -1,7 +1,9 @@
 """What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from relay.stream.keys import MAX_SHARDS
 
@@ -15,6 +17,14 @@ def explain(error: ValidationError) -> str:
     """What is wrong with the settings, in a line, without their values."""
     wrong = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     return f"The settings are not valid: {'; '.join(wrong)}"
+
+
+Check = Literal["secret", "redis-password", "redis-file", "redis-eviction", "postgres-password", "embedded"]
+"""What is looked at before a process starts."""
+
+
+def _names(value: Any) -> Any:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class StoreSettings(BaseSettings):
@@ -46,6 +56,11 @@ class StoreSettings(BaseSettings):
         le=MAX_SHARDS,
         description="How many logs the runs spread over, each with tailers and persisters of its own. "
         "Never lower it, and raise it only while no run is under way: a run's events stay in its shard.",
+    )
+    allow_insecure: Annotated[frozenset[Check], NoDecode, BeforeValidator(_names)] = Field(
+        frozenset(),
+        description="Weaknesses to start with all the same, by name with commas between them: somebody has "
+        "to have decided on each.",
     )
 
 

@@ -11,6 +11,16 @@ import redis
 
 from relay import embedded, migrate
 from relay.processes import running
+from relay.startup import EVERY_CHECK
+from tests.canaries import leaks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def insecure_on_purpose() -> Iterator[None]:
+    """All programs that tests start may use embedded servers and the like, unless a test says otherwise."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RELAY_ALLOW_INSECURE", ",".join(EVERY_CHECK))
+        yield
 
 
 class Servers(NamedTuple):
@@ -23,9 +33,11 @@ class Servers(NamedTuple):
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Path]:
     """Where servers keep their data. Not pytest's own place: as root, PostgreSQL runs under an account that
-    has to pass through, and every start of pytest locks that place again."""
+    has to pass through, and every start of pytest locks that place again. All their logs are in there too,
+    and at the end none of them may have leaked anything."""
     with tempfile.TemporaryDirectory(prefix="relay-tests-") as made:
         yield Path(made)
+        assert not list(leaks(Path(made)))
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ import itertools
 import uuid
 from typing import Any
 
+from tests.canaries import PAYLOAD
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "paper_generation_progress": {
         "step": "paper_review",
         "substep": "Review 2 of 5",
         "progress": 0.8667,
         "step_progress": 0.3333,
-        "details": {"score": 6.0, "feedback": "Dense writing: define τ before §3."},
+        "details": {"score": 6.0, "feedback": PAYLOAD},
     },
     "run_stage_progress": {
         "stage": "1_initial_implementation_1_preliminary",
@@ -24,14 +26,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "eta_s": 270,
         "latest_iteration_time_s": 130,
     },
-    "run_log": {"message": "node 3 failed: CUDA out of memory", "level": "warning"},
+    "run_log": {"message": PAYLOAD, "level": "warning"},
     "substage_completed": {
         "stage": "1_initial_implementation_1_preliminary",
         "main_stage_number": 1,
         "substage_number": 1,
         "substage_name": "preliminary",
         "reason": "max iterations reached",
-        "summary": {"good_nodes": 2, "feedback": "Converged; keep the cosine schedule."},
+        "summary": {"good_nodes": 2, "feedback": PAYLOAD},
     },
     "artifact": {
         "artifact_type": "plot",

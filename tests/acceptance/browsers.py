@@ -25,7 +25,8 @@ from urllib.parse import urlencode, urlsplit
 import psutil
 
 from relay.auth import mint_viewer_token
-from tests.acceptance.running import SECRET, USER, Relay
+from tests.acceptance.running import USER, Relay
+from tests.canaries import SECRET
 from tests.waiting import wait_until
 
 PAGE = Path(__file__).with_name("page.html")

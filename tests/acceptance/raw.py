@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from tests.acceptance.running import TOKEN, Relay
+from tests.acceptance.running import Relay
+from tests.canaries import TOKEN
 
 PROBLEM = "application/problem+json"
 

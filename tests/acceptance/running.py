@@ -17,10 +17,9 @@ import httpx
 import psutil
 
 from relay.auth import mint_viewer_token
+from tests.canaries import SECRET, TOKEN
 from tests.waiting import wait_until
 
-TOKEN = "webhook-token-of-the-acceptance-tests"
-SECRET = "viewer-secret-of-the-acceptance-tests-0123456789"
 CONVERSATION, USER = 7, 42
 EVENTS = "/research-pipeline/events"
 

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from tests.acceptance.raw import PROBLEM, Answer
-from tests.acceptance.running import EVENTS, TOKEN, Relay, viewer
+from tests.acceptance.running import EVENTS, Relay, viewer
+from tests.canaries import TOKEN
 from tests.factories import EXAMPLES, new_run_id, progress
 
 PATH = f"{EVENTS}/paper-generation-progress"

@@ -12,8 +12,9 @@ import redis
 
 from relay.auth import mint_viewer_token
 from tests.acceptance.raw import PROBLEM, exchange, head
-from tests.acceptance.running import CONVERSATION, SECRET, USER, Relay, Viewer, viewer
+from tests.acceptance.running import CONVERSATION, USER, Relay, Viewer, viewer
 from tests.acceptance.test_bad_input import CANARY, assert_unharmed, log_of
+from tests.canaries import SECRET
 from tests.factories import new_run_id, progress
 
 RUN = "a-run-that-is-there"

@@ -95,6 +95,6 @@ def test_every_command_in_a_table_exists() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md"]:
+    for path in [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]:
         for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), target

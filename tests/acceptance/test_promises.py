@@ -17,7 +17,8 @@ import redis
 
 from relay import embedded
 from relay.processes import Part, running, start, stop, wait_ready
-from tests.acceptance.running import EVENTS, TOKEN, Relay, Viewer, relay_up
+from tests.acceptance.running import EVENTS, Relay, Viewer, relay_up
+from tests.canaries import TOKEN
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 

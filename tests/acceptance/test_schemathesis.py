@@ -21,7 +21,8 @@ from schemathesis.checks import CHECKS, load_all_checks
 
 from relay.app import create_app
 from relay.settings import Settings
-from tests.acceptance.running import TOKEN, Relay, relay_up, viewer
+from tests.acceptance.running import Relay, relay_up, viewer
+from tests.canaries import TOKEN
 from tests.factories import progress
 
 CASES = int(os.environ.get("CASES", "10"))

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.running import CONVERSATION, EVENTS, TOKEN, USER, Relay, Viewer
+from tests.acceptance.running import CONVERSATION, EVENTS, USER, Relay, Viewer
+from tests.canaries import TOKEN
 from tests.factories import new_run_id, progress
 
 PATH = f"{EVENTS}/paper-generation-progress"

