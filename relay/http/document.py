@@ -40,6 +40,7 @@ _PROBLEM = {
 _WRITING = {
     400: "The body is not JSON, or the request is malformed",
     401: "The token is missing or wrong",
+    403: "The token is for one run, and this is of another one",
     409: "It contradicts what is stored",
     413: "The body is too large",
     415: "The body has another type",
@@ -52,7 +53,7 @@ _WRITING = {
 _READING = {
     400: "The conversation's id is not positive, or the request is malformed",
     401: "The viewer's token is missing, expired or not valid",
-    403: "The conversation is another user's",
+    403: "The conversation is another user's, or the cookie comes from another origin",
     404: "There is no such conversation or run",
     422: "A parameter is not valid",
     500: "The server has no secret configured",

@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import relay.app
 import relay.stream.tail
 from persister import copy, store
 from persister.consumer import Consumer, Delivery
+from relay.auth.reread import Reread
 from relay.settings import Settings
 from relay.stream.tail import Tailer
 from tests.faults import failing
@@ -86,9 +87,9 @@ def count_tasks(times: int) -> None:
             await asyncio.sleep(1)
 
     @contextlib.asynccontextmanager
-    async def counted(settings: Settings) -> AsyncIterator[Any]:
+    async def counted(settings: Settings, sources: Sequence[Reread]) -> AsyncIterator[Any]:
         counting = asyncio.create_task(count())
-        async with running(settings) as services:
+        async with running(settings, sources) as services:
             yield services
         counting.cancel()
 
