@@ -20,7 +20,7 @@ from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
-from relay.connect import Database, SharedLink
+from relay.connect import Database
 from relay.errors import NotStored, RelayError
 from relay.history import History
 from relay.http import document, ops, problems, webhooks
@@ -35,6 +35,7 @@ from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
+from relay.link import SharedLink
 from relay.settings import Settings
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
@@ -66,7 +67,7 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
         for source in sources:
             await source.open()
             stack.push_async_callback(_stop, asyncio.create_task(source.follow()))
-        link = SharedLink(redis_url)
+        link = connect.shared_link(redis_url)
         stack.push_async_callback(link.close)
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)

@@ -13,8 +13,9 @@ import redis.exceptions
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.auth.viewers import Caller
-from relay.connect import Database, SharedLink
+from relay.connect import Database
 from relay.errors import Conflict, DatabaseUnavailable, Forbidden, Misconfigured, NotFound, RelayError
+from relay.link import SharedLink
 from relay.settings import Settings
 from relay.stream.keys import ShardKeys, shard_of_run
 

@@ -10,8 +10,8 @@ import redis.exceptions
 from pydantic import TypeAdapter
 
 from relay.auth.viewers import Caller, not_valid
-from relay.connect import SharedLink
 from relay.errors import Unavailable
+from relay.link import SharedLink
 from relay.stream.keys import ShardKeys
 
 TTL_S = 30

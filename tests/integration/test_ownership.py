@@ -7,8 +7,9 @@ import pytest
 
 from relay.auth import Ownership, Run
 from relay.auth.viewers import Caller
-from relay.connect import Database, SharedLink
+from relay.connect import Database, shared_link
 from relay.errors import Conflict, DatabaseUnavailable, Forbidden, Misconfigured, NotFound
+from relay.link import SharedLink
 from relay.settings import Settings
 from tests.conftest import Servers
 
@@ -23,7 +24,7 @@ MAPPED = {
 
 @pytest.fixture
 async def link(servers: Servers) -> AsyncIterator[SharedLink]:
-    made = SharedLink(servers.redis_url)
+    made = shared_link(servers.redis_url)
     yield made
     await made.close()
 

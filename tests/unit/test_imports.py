@@ -21,7 +21,7 @@ LAYERS = [
     {"relay.app"},
     {"relay.http"},
     {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.settings"},
+    {"relay.hub", "relay.connect", "relay.link", "relay.stream.calls", "relay.settings"},
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -29,11 +29,12 @@ LAYERS = [
         "relay.events",
         "relay.sse",
         "relay.errors",
+        "relay.sharing",
         "relay.garbage",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.settings", *LAYERS[5]}
+FOR_PERSISTERS = {"relay.connect", "relay.link", "relay.settings", *LAYERS[5]}
 FRAMEWORKS = {"fastapi", "starlette"}
 
 
