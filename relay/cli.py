@@ -1,5 +1,6 @@
 """The command `relay`. Signals and exit codes live here."""
 
+import asyncio
 import json
 import logging
 import os
@@ -21,6 +22,8 @@ from pydantic import SecretStr, ValidationError
 from relay import demo as demonstration
 from relay import embedded, migrate, server
 from relay.auth import mint_run_token, mint_viewer_token
+from relay.auth.viewers import Viewers
+from relay.auth.writers import Tokens
 from relay.errors import RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
@@ -48,7 +51,7 @@ def main() -> None:
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
     server.configure_logging()
-    _settings()
+    _check_files(_settings())
     try:
         listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
@@ -158,6 +161,16 @@ def _settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise click.ClickException(explain(error)) from error
+
+
+def _check_files(settings: Settings) -> None:
+    """The files that settings name are as they should be; said here, not by every worker in its own way."""
+    for source in (Tokens(settings).source, Viewers(settings).source):
+        if source and not source.remote:
+            try:
+                asyncio.run(source.read())
+            except RelayError as error:
+                raise click.ClickException(str(error)) from error
 
 
 def _stop_on_signals() -> threading.Event:

@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from relay.stream.keys import MAX_SHARDS
 
 _SIGNING_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{32,}={0,2}")
+_KEYS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost)[:/]")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
@@ -214,6 +215,15 @@ class Settings(StoreSettings):
         if not all(_SIGNING_SECRET.fullmatch(word) for word in words):
             raise ValueError("A signing secret has to be at least 24 bytes in base64, with or without whsec_")
         return secrets
+
+    @field_validator("viewer_jwks")
+    @classmethod
+    def _encrypted(cls, place: str | None) -> str | None:
+        if place and "://" in place and not _KEYS_URL.match(place):
+            raise ValueError(
+                "Keys have to come by https, or from this machine: others could put in their own"
+            )
+        return place
 
     @field_validator("allowed_origins", mode="before")
     @classmethod

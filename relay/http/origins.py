@@ -13,7 +13,7 @@ from relay.http.asgi import header
 
 _PERMITTED = [
     (b"access-control-allow-methods", b"GET, HEAD, POST"),
-    (b"access-control-allow-headers", b"authorization, cache-control, last-event-id"),
+    (b"access-control-allow-headers", b"authorization, cache-control, content-type, last-event-id"),
     (b"access-control-max-age", b"600"),
 ]
 

@@ -1,6 +1,7 @@
 """Who may write: the service's tokens, tokens of single runs, signatures; and nobody who may only read."""
 
 import json
+import time
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -60,6 +61,33 @@ def test_a_run_s_token_sends_events_of_its_run_and_nothing_else(service: Relay) 
     doubled = f'{{"run_id": "{mine}", "run_id": "{other}"}}'
     headers = {**token, "content-type": "application/json"}
     assert post(f"{service.url}{EVENTS}/heartbeat", content=doubled, headers=headers).status_code == 403
+
+
+def test_what_the_relay_says_of_an_event_nobody_else_can(service: Relay) -> None:
+    """Its id, its time, its run's owner and state: whoever sends them is not heard."""
+    run_id = new_run_id()
+    service.claim(run_id)
+    sent: dict[str, Any] = {
+        "id": 1,
+        "created_at": "2001-01-01T00:00:00+00:00",
+        "shard": 15,
+        "kind": "run_finished",
+    }
+    sent |= {"user_id": 1, "conversation_id": 1, "status": "completed", "finished_at": "2001-01-01T00:00:00Z"}
+    event = {**sent, **progress(), "run_id": "another"}
+    service.post("/paper-generation-progress", {**sent, "run_id": run_id, "event": event})
+    batch = [{**sent, "kind": "paper_generation_progress", "run_id": run_id, "event": event}]
+    service.http.post(f"{EVENTS}/batch", json=batch).raise_for_status()
+    stored = service.archived(run_id, 2)
+    now = time.time()
+    for row in stored:
+        assert row.keys().isdisjoint({"shard", "kind", "user_id", "status"})
+        assert row["id"] > 1
+        assert row["run_id"] == run_id
+        assert abs(datetime.fromisoformat(row["created_at"]).timestamp() - now) < 60
+    run = get(service.run_url(run_id), headers=viewer()).json()["run"]
+    assert (run["conversation_id"], run["status"]) == (CONVERSATION, "pending")
+    assert get(f"{service.url}/conversations/1", headers=viewer(1)).status_code == 404
 
 
 def test_who_may_only_see_may_not_write(service: Relay) -> None:

@@ -74,6 +74,22 @@ async def test_our_own_tables_say_who_owns_a_run(database: Database, link: Share
         await ownership.claim("a", 1, 8)
 
 
+async def test_a_conversation_that_changes_hands_is_its_new_owner_s(
+    database: Database, link: SharedLink, servers: Servers
+) -> None:
+    ownership = Ownership(database, link, Settings(access_cache_s=0))
+    await ownership.claim("a", 1, 7)
+    await ownership.check(MINE, 1, "a")
+    await database.run(lambda connection: connection.cursor().execute("UPDATE conversations SET user_id = 8"))
+    assert await status(ownership, OTHER, 1, "a") == "pending"
+    with pytest.raises(Forbidden):
+        await ownership.check(MINE, 1, "a")
+    blind = Ownership(nowhere(), link, Settings())
+    with pytest.raises(DatabaseUnavailable):
+        await blind.check(MINE, 1, "a")
+    assert await blind.check(OTHER, 1, "a") is None
+
+
 async def test_what_is_known_of_an_owner_lets_back_in_without_the_database(
     database: Database, link: SharedLink
 ) -> None:

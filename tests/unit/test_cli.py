@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from relay.auth import mint_run_token
@@ -33,6 +34,15 @@ def test_without_a_secret_there_is_no_token_and_it_says_which_one_is_missing(tmp
         refused = token(tmp_path, option)
         assert refused.exit_code == 1
         assert f"Set {name}" in refused.output
+
+
+@pytest.mark.parametrize("name", ["RELAY_WEBHOOK_TOKENS", "RELAY_VIEWER_JWKS"])
+def test_with_a_file_that_is_none_the_service_does_not_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("a secret")
+    refused = CliRunner(env={name: str(tmp_path / "file")}).invoke(main, ["serve", "--port", "0"])
+    assert refused.exit_code == 1
+    assert f"Error: What {name} names can not be used" in refused.output
+    assert "a secret" not in refused.output
 
 
 def test_it_has_to_be_somebody_s(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from pydantic import ValidationError
 
 from relay.auth import mint_viewer_token
 from relay.auth.keyset import ASK_AGAIN_S
@@ -238,6 +239,24 @@ async def test_a_key_set_that_is_none_changes_nothing(path: Path, content: str) 
     with pytest.raises(Misconfigured, match="RELAY_VIEWER_JWKS"):
         await viewers.source.read()
     await viewers.check(encode(EC, "ES256", head={"kid": "ec"}))
+
+
+@pytest.mark.parametrize(
+    "place", ["http://id.example.com/keys", "ftp://id/keys", "http://localhost.evil/keys"]
+)
+def test_keys_do_not_come_by_a_way_that_others_can_change(place: str) -> None:
+    with pytest.raises(ValidationError, match="https"):
+        Settings(viewer_jwks=place)
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "null", "https://a.example/", "https://A.example", "https://a b", "x"]
+)
+def test_what_is_no_origin_is_not_allowed_as_one(origins: str) -> None:
+    with pytest.raises(ValidationError, match="An origin has to be"):
+        Settings.model_validate({"allowed_origins": origins})
+    allowed = Settings.model_validate({"allowed_origins": "https://a.example http://b:81"}).allowed_origins
+    assert allowed == {"https://a.example", "http://b:81"}
 
 
 async def test_what_is_remembered_of_tokens_is_bounded() -> None:
