@@ -49,6 +49,11 @@ class Grant(NamedTuple):
         if self.run_id is not None and any(event.run_id != self.run_id for event in events):
             raise Forbidden("This token is for one run, and an event is of another one.")
 
+    def own(self, key: str | None) -> str | None:
+        """The idempotency key, apart from everybody else's where it is a run's token: who finds one must not
+        use up the keys of other runs. (No key that is sent has a blank.)"""
+        return key if key is None or self.run_id is None else f"{self.run_id} {key}"
+
     def check_unbounded(self) -> None:
         """Raises Forbidden unless it is a token of the service."""
         if self.run_id is not None or self is SIGNED:

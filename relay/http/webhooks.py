@@ -104,7 +104,7 @@ class Webhook:
             self._writers.take(grant)
             events = self._parse(media_type, body, run_id)
             grant.check(events)
-            await self._publisher().append(events, key)
+            await self._publisher().append(events, grant.own(key))
         except RelayError as error:
             await problem(error)(scope, receive, send)
         except ClientDisconnect:
@@ -128,6 +128,7 @@ class Webhook:
             events = self._parse(media_type, body, None)
             if grant.run_id is not None:
                 grant.check(events)
+                key = grant.own(key)
             publisher = self._publisher()
             if publisher.spans_shards(events):
                 return False

@@ -63,6 +63,18 @@ def test_a_run_s_token_sends_events_of_its_run_and_nothing_else(service: Relay) 
     assert post(f"{service.url}{EVENTS}/heartbeat", content=doubled, headers=headers).status_code == 403
 
 
+def test_a_run_s_token_uses_up_nobody_else_s_keys(service: Relay) -> None:
+    mine, other, key = new_run_id(), new_run_id(), new_run_id()
+    token = bearer(mint_run_token(RUN_SECRET, mine))
+    service.claim(mine)
+    for run, headers in ((mine, token), (mine, token), (other, {})):
+        body = {"run_id": run, "event": progress(1)}
+        answer = service.post("/paper-generation-progress", body, **{"idempotency-key": key, **headers})
+        assert answer.status_code == 204
+    service.progress(mine, progress(2))
+    assert [event["details"]["number"] for event in service.archived(mine, 2)] == [1, 2]
+
+
 def test_what_the_relay_says_of_an_event_nobody_else_can(service: Relay) -> None:
     """Its id, its time, its run's owner and state: whoever sends them is not heard."""
     run_id = new_run_id()
