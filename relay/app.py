@@ -153,12 +153,15 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     problems.install(app)
     document.install(app)
     paper = history_routes.whole_paper(lambda: now().history, access)
-    origins = settings.allowed_origins
+
+    def crossing(inner: ASGIApp) -> ASGIApp:
+        return CrossOrigin(inner, settings.allowed_origins) if settings.allowed_origins else inner
+
     return FastLane(
-        CrossOrigin(app, origins),
+        crossing(app),
         {path: hook for path, hook in hooks.items() if "{" not in path},
-        live={"/events": CrossOrigin(live, origins)},
-        plain={history_routes.PAPER: CrossOrigin(paper, origins)},
+        live={"/events": crossing(live)},
+        plain={history_routes.PAPER: crossing(paper)},
     )
 
 

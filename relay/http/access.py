@@ -12,10 +12,14 @@ from relay.auth.tickets import Tickets
 from relay.auth.viewers import Caller, Viewers
 from relay.errors import BadRequest, Forbidden, InvalidEvent
 from relay.http.asgi import header
+from relay.http.rate import Rates
 from relay.settings import Settings
 from relay.stream.keys import RUN_ID
 
 COOKIE = "relay_token"
+TICKETS_PER_S = 100
+"""For one user at one worker: each is a key in Redis for half a minute."""
+
 
 _INTEGER = re.compile(r"-?[0-9]{1,30}")
 _RUN_ID = re.compile(RUN_ID)
@@ -35,6 +39,7 @@ class Access:
         self._viewers = viewers
         self._tickets = tickets
         self._ownership = ownership
+        self._rates = Rates(TICKETS_PER_S)
 
     async def enter(
         self, scope: Scope, conversation_id: str | int, *, ticket: bool = False
@@ -60,7 +65,9 @@ class Access:
 
     async def ticket(self, scope: Scope) -> str:
         """A ticket for one stream of whoever asks. Raises a RelayError."""
-        return await self._tickets().issue(await self._caller(scope))
+        caller = await self._caller(scope)
+        self._rates.take(caller.user_id)
+        return await self._tickets().issue(caller)
 
     async def _caller(self, scope: Scope, *, ticket: bool = False) -> Caller:
         """By the bearer token, the ticket, or the cookie: by the first of them that there is."""

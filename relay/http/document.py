@@ -60,7 +60,10 @@ _READING = {
     503: "A store is away: try again later",
 }
 
-_LIVE = {406: "The client does not take event streams", 429: "Too many streams are open"}
+_LIVE = {
+    406: "The client does not take event streams",
+    429: "Too many streams are open, or tickets asked for",
+}
 
 _COMMON = {408: "The request did not arrive in time", 431: "The headers are too large"}
 

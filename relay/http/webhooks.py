@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.auth import MAX_BIGINT, Ownership
-from relay.auth.writers import REMEMBERED, SIGNED, Grant, Tokens
+from relay.auth.writers import SIGNED, Grant, Tokens
 from relay.errors import BadRequest, RelayError, Unauthenticated
 from relay.events.base import Kind
 from relay.events.intake import (
@@ -31,7 +31,7 @@ from relay.events.registry import REGISTRY
 from relay.http.asgi import JSON, NDJSON, HandOff, Headers, check_media_type, first_headers, read_body
 from relay.http.document import RUN_PARAMETER, body_of
 from relay.http.problems import problem
-from relay.http.rate import Rate
+from relay.http.rate import Rates
 from relay.http.shortcut import Answer
 from relay.settings import Settings
 from relay.stream.entry import NewEvent
@@ -56,18 +56,12 @@ class Writers:
 
     def __init__(self, settings: Settings, tokens: Tokens) -> None:
         self.tokens = tokens
-        self._per_s = settings.requests_per_s
-        self._rates: dict[Grant, Rate] = {}
+        self._rates = Rates(settings.requests_per_s) if settings.requests_per_s else None
 
     def take(self, grant: Grant) -> None:
         """Lets one more request through. Raises RateLimited."""
-        if self._per_s:
-            rate = self._rates.get(grant)
-            if rate is None:
-                if len(self._rates) >= REMEMBERED:
-                    self._rates.clear()
-                rate = self._rates[grant] = Rate(self._per_s)
-            rate.take()
+        if self._rates is not None:
+            self._rates.take(grant)
 
 
 class Webhook:
