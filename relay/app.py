@@ -98,7 +98,7 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
             link,
             database,
             publisher,
-            Replay(link, history, settings.shards),
+            Replay(link, history, settings.shards, settings.replay_page),
             history,
             Ownership(database, link, settings),
             Tickets(link),
@@ -146,7 +146,12 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, writers, hooks, lambda: now().ownership))
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
-    app.include_router(ops.router({"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())}))
+    probes: dict[str, ops.Probe] = {
+        "redis": lambda: _redis(now()),
+        "tailers": lambda: _tailers(now()),
+        "postgres": lambda: _postgres(now()),
+    }
+    app.include_router(ops.router(probes))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(live_routes.router(live, conversation, access))
@@ -170,6 +175,12 @@ async def _redis(services: Services) -> str | None:
         await services.redis.ask("PING")
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
+    return None
+
+
+async def _tailers(services: Services) -> str | None:
+    if any(shard.tailer.deaf for shard in services.shards):
+        return "Redis does not answer the connection that new events come over; viewers wait for it"
     return None
 
 

@@ -8,6 +8,9 @@ from starlette.responses import JSONResponse, Response
 Probe = Callable[[], Awaitable[str | None]]
 """Answers what is wrong with a dependency, or None."""
 
+NEEDED = ("redis", "tailers")
+"""Without PostgreSQL events are still taken and shown."""
+
 
 def router(probes: Mapping[str, Probe]) -> APIRouter:
     """`/livez` and `/readyz`."""
@@ -18,12 +21,14 @@ def router(probes: Mapping[str, Probe]) -> APIRouter:
         return JSONResponse({"status": "ok"})
 
     @routes.get(
-        "/readyz", summary="The process can store events", responses={503: {"description": "Not now"}}
+        "/readyz",
+        summary="The process can store and show events",
+        responses={503: {"description": "Not now"}},
     )
     async def readyz() -> Response:
-        """Redis decides: without PostgreSQL events are still taken and shown."""
+        """Redis decides, and whether this process hears of its news."""
         found = {name: await probe() for name, probe in probes.items()}
-        ready = found["redis"] is None
+        ready = all(found[name] is None for name in NEEDED)
         checks = {name: problem or "ok" for name, problem in found.items()}
         return JSONResponse(
             {"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503
