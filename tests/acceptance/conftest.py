@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from relay.processes import Part, running
 from relay.server import listen
@@ -33,14 +35,27 @@ def tokens_file(directory: Path) -> Path:
     return path
 
 
+SIGNER = ec.generate_private_key(ec.SECP256R1())
+
+
 @pytest.fixture(scope="session")
-def settings(tokens_file: Path) -> dict[str, str]:
+def keys_file(directory: Path) -> Path:
+    """The keys of an identity provider, of which there is one."""
+    path = directory / "keys.json"
+    key = json.loads(ECAlgorithm.to_jwk(SIGNER.public_key()))
+    path.write_text(json.dumps({"keys": [{**key, "kid": "2026"}]}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(tokens_file: Path, keys_file: Path) -> dict[str, str]:
     """What the product is set to, for tests that do not wait for long."""
     return {
         "RELAY_KEEP_ALIVE_S": "1",
         "RELAY_SLOW_VIEWER_S": "1",
         "RELAY_WEBHOOK_TOKENS": str(tokens_file),
         "RELAY_WEBHOOK_SIGNING_SECRET": SIGNING,
+        "RELAY_VIEWER_JWKS": str(keys_file),
         "RELAY_ALLOWED_ORIGINS": ORIGIN,
     }
 

@@ -13,9 +13,10 @@ import httpx
 import jwt
 import pytest
 import redis
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay.auth import mint_viewer_token
-from tests.acceptance.conftest import ORIGIN
+from tests.acceptance.conftest import ORIGIN, SIGNER
 from tests.acceptance.raw import PROBLEM
 from tests.acceptance.running import CLIENT, CONVERSATION, SECRET, USER, Relay, viewer
 from tests.factories import new_run_id, progress
@@ -154,6 +155,28 @@ def test_browsers_that_ask_first_are_told_what_is_permitted(service: Relay, run_
         refused = ask(origin)
         assert (refused.status_code, refused.headers["content-type"]) == (405, PROBLEM)
         assert not [name for name in refused.headers if name.startswith("access-control")]
+
+
+def test_a_token_of_the_identity_provider_is_as_good(service: Relay, run_id: str) -> None:
+    def status(key: ec.EllipticCurvePrivateKey, **claims: Any) -> int:
+        present = {"sub": str(USER), "exp": int(time.time()) + 60, **claims}
+        signed = bearer(jwt.encode(present, key, "ES256", headers={"kid": "2026"}))
+        return get(service.run_url(run_id), headers=signed).status_code
+
+    assert status(SIGNER) == 200
+    assert status(SIGNER, sub=str(OTHER_USER)) == 403
+    assert status(SIGNER, exp=int(time.time()) - 1) == 401
+    assert status(ec.generate_private_key(ec.SECP256R1())) == 401
+
+
+def test_a_ticket_of_one_worker_is_good_at_another_and_then_at_none(relay: Relay, plain: Relay) -> None:
+    run_id = new_run_id()
+    relay.claim(run_id)
+    ticket = ticket_of(relay, viewer())
+    with stream(f"{plain.run_url(run_id)}/events?ticket={ticket}", {}) as (answer, _):
+        assert answer.status_code == 200
+    for service in (relay, plain):
+        assert get(f"{service.run_url(run_id)}/events?ticket={ticket}").status_code == 401
 
 
 def test_a_ticket_opens_one_stream(service: Relay, run_id: str, directory: Path) -> None:
