@@ -7,7 +7,7 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import redis.exceptions
@@ -16,6 +16,10 @@ from starlette.types import ASGIApp
 
 from relay import __version__, connect
 from relay.auth import Ownership
+from relay.auth.reread import Reread
+from relay.auth.tickets import Tickets
+from relay.auth.viewers import Viewers
+from relay.auth.writers import Tokens
 from relay.connect import Database
 from relay.errors import NotStored, RelayError
 from relay.history import History
@@ -26,6 +30,7 @@ from relay.http.access import Access
 from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
 from relay.http.guard import STATE, Guard
+from relay.http.origins import CrossOrigin
 from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.viewing import Shard
@@ -49,15 +54,19 @@ class Services:
     replay: Replay
     history: History
     ownership: Ownership
+    tickets: Tickets
     shards: list[Shard]
     guard: Guard
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Services]:
+async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterator[Services]:
     """Opens the connections and runs the background tasks of one worker."""
     redis_url = settings.redis_url.get_secret_value()
     async with contextlib.AsyncExitStack() as stack:
+        for source in sources:
+            await source.open()
+            stack.push_async_callback(_stop, asyncio.create_task(source.follow()))
         link = connect.shared_link(redis_url)
         stack.push_async_callback(link.close)
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
@@ -91,7 +100,8 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             publisher,
             Replay(link, history, settings.shards, settings.replay_page),
             history,
-            Ownership(database, link, shards=settings.shards, cache_s=settings.access_cache_s),
+            Ownership(database, link, settings),
+            Tickets(link),
             shards,
             guard,
         )
@@ -113,7 +123,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Guard]]:
-        async with running(settings) as started:
+        async with running(settings, sources) as started:
             services.append(started)
             yield {STATE: started.guard}
             services.clear()
@@ -127,8 +137,10 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         redoc_url=None,
         generate_unique_id_function=document.operation_id,
     )
-    access = Access(settings, lambda: now().ownership)
-    writers = webhooks.Writers(settings)
+    tokens, viewers = Tokens(settings), Viewers(settings)
+    sources = [source for source in (tokens.source, viewers.source) if source]
+    access = Access(settings, viewers, lambda: now().tickets, lambda: now().ownership)
+    writers = webhooks.Writers(settings, tokens)
     hooks = webhooks.webhooks(settings, writers, lambda: now().publisher)
     seats = Seats(settings)
     live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
@@ -142,14 +154,19 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app.include_router(ops.router(probes))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
-    app.include_router(live_routes.router(live, conversation))
+    app.include_router(live_routes.router(live, conversation, access))
     problems.install(app)
     document.install(app)
+    paper = history_routes.whole_paper(lambda: now().history, access)
+
+    def crossing(inner: ASGIApp) -> ASGIApp:
+        return CrossOrigin(inner, settings.allowed_origins) if settings.allowed_origins else inner
+
     return FastLane(
-        app,
+        crossing(app),
         {path: hook for path, hook in hooks.items() if "{" not in path},
-        live={"/events": live},
-        plain={history_routes.PAPER: history_routes.whole_paper(lambda: now().history, access)},
+        live={"/events": crossing(live)},
+        plain={history_routes.PAPER: crossing(paper)},
     )
 
 

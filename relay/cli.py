@@ -1,5 +1,6 @@
 """The command `relay`. Signals and exit codes live here."""
 
+import asyncio
 import json
 import logging
 import os
@@ -17,11 +18,13 @@ from types import FrameType
 import click
 import httpx
 import redis.exceptions
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from relay import demo as demonstration
 from relay import embedded, erase, migrate, server
-from relay.auth import mint_viewer_token
+from relay.auth import mint_run_token, mint_viewer_token
+from relay.auth.viewers import Viewers
+from relay.auth.writers import Tokens
 from relay.connect import database, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
@@ -32,7 +35,9 @@ from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
 SECRETS = "secrets.json"
-"""In the data directory: the webhook token and the viewers' secret, where the environment has none."""
+"""In the data directory: what of `MADE` the environment does not have."""
+
+MADE = ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRET")
 
 
 @click.group()
@@ -49,6 +54,7 @@ def main() -> None:
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
     server.configure_logging()
+    _check_files(_settings())
     try:
         guard(_settings())
     except Misconfigured as error:
@@ -127,17 +133,32 @@ def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
 
 
 @main.command()
-@click.option("--user", required=True, type=int, help="The user's id.")
-@click.option("--ttl", default=3600, show_default=True, help="Seconds until it expires.")
+@click.option("--user", type=click.IntRange(min=0), help="A viewer's token, for the user with this id.")
+@click.option("--run", help="A pipeline's token, for this run alone; it does not expire.")
+@click.option("--ttl", default=3600, show_default=True, help="Seconds until a viewer's token expires.")
 @click.option("--data-dir", default=DATA_DIR, show_default=True, type=click.Path(path_type=Path))
-def token(user: int, ttl: int, data_dir: Path) -> None:
-    """Print a viewer's token, made with RELAY_VIEWER_SECRET or else with the secret of `relay up`."""
+def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
+    """Print a viewer's token, or that of a run.
+
+    It is made with RELAY_VIEWER_SECRET or RELAY_RUN_TOKEN_SECRET, or else with the secrets of `relay up`.
+    """
     if (data_dir / SECRETS).exists():
         os.environ.update(_secrets(data_dir))
-    secret = _settings().viewer_secret
+    settings = _settings()
+    if run is not None and user is None:
+        if not re.fullmatch(RUN_ID, run):
+            raise click.BadParameter("A run is called 1 to 128 of A-Z a-z 0-9 . _ : -", param_hint="--run")
+        click.echo(mint_run_token(_secret("RELAY_RUN_TOKEN_SECRET", settings.run_token_secret), run))
+    elif user is not None and run is None:
+        click.echo(mint_viewer_token(_secret("RELAY_VIEWER_SECRET", settings.viewer_secret), user, ttl))
+    else:
+        raise click.UsageError("Say whose token: either --user or --run.")
+
+
+def _secret(name: str, secret: SecretStr | None) -> str:
     if secret is None:
-        raise click.ClickException("Set RELAY_VIEWER_SECRET to the secret that the service uses.")
-    click.echo(mint_viewer_token(secret.get_secret_value(), user, ttl))
+        raise click.ClickException(f"Set {name} to the secret that the service uses.")
+    return secret.get_secret_value()
 
 
 @main.command()
@@ -187,6 +208,16 @@ def _settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise click.ClickException(explain(error)) from error
+
+
+def _check_files(settings: Settings) -> None:
+    """The files that settings name are as they should be; said here, not by every worker in its own way."""
+    for source in (Tokens(settings).source, Viewers(settings).source):
+        if source and not source.remote:
+            try:
+                asyncio.run(source.read())
+            except RelayError as error:
+                raise click.ClickException(str(error)) from error
 
 
 def _stop_on_signals() -> threading.Event:
@@ -245,15 +276,14 @@ def _everything(
 
 
 def _secrets(data_dir: Path) -> dict[str, str]:
-    """The webhook token and the viewers' secret: the environment's, or this data directory's own."""
+    """The webhook token and the secrets that the environment does not have: this data directory's own."""
     path = data_dir / SECRETS
-    if not path.exists():
-        path.touch(0o600)
-        made = {
-            name: secrets.token_urlsafe(32) for name in ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET")
-        }
-        path.write_text(json.dumps(made))
-    kept: dict[str, str] = json.loads(path.read_text())
+    path.touch(0o600)
+    kept: dict[str, str] = json.loads(path.read_text() or "{}")
+    missing = [name for name in MADE if name not in kept]
+    if missing:
+        kept |= {name: secrets.token_urlsafe(32) for name in missing}
+        path.write_text(json.dumps(kept))
     return {name: value for name, value in kept.items() if name not in os.environ}
 
 

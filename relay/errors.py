@@ -139,7 +139,7 @@ class TooMany(RelayError):
 
 
 class RateLimited(TooMany):
-    default = "This token sends more requests in a second than it may; send events in batches, or slower."
+    default = "This token makes more requests in a second than it may; send events in batches, or slow down."
 
 
 class RunQuota(TooMany):

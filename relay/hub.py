@@ -10,6 +10,8 @@ Everything here is synchronous, so a dispatch can not be interrupted and never w
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
@@ -49,9 +51,10 @@ class Wake(IntEnum):
 
     CATCH_UP = 1  # it was held again
     SLOW = 2  # it was held because it does not read
-    LEAVE = 3  # the server shuts down
-    ENDED = 4  # the last frame is written
-    GONE = 5  # its connection is lost
+    EXPIRED = 3  # its token is valid no more
+    LEAVE = 4  # the server shuts down
+    ENDED = 5  # the last frame is written
+    GONE = 6  # its connection is lost
 
 
 _FRAMINGS = tuple(Framing)
@@ -101,7 +104,8 @@ _KEEP_ALIVE_CHUNK = chunk(KEEP_ALIVE)
 
 
 class Viewer:
-    """One reader of a run's stream. `position` is the id of the last event written to it."""
+    """One reader of a run's stream. `position` is the id of the last event written to it, `expires` when it
+    loses its right to read, in seconds since 1970."""
 
     __slots__ = (
         "_awake",
@@ -110,6 +114,7 @@ class Viewer:
         "_put",
         "_why",
         "backlog",
+        "expires",
         "framing",
         "missed",
         "position",
@@ -117,8 +122,9 @@ class Viewer:
         "state",
     )
 
-    def __init__(self, sink: Sink, *, framing: Framing, buffer_limit: int) -> None:
+    def __init__(self, sink: Sink, *, framing: Framing, buffer_limit: int, expires: float = math.inf) -> None:
         self.sink = sink
+        self.expires = expires
         self.position = START
         self.framing = framing
         self.state = State.REPLAYING
@@ -149,7 +155,7 @@ class Viewer:
     @property
     def leaving(self) -> bool:
         """Whether its task has better things to do than to catch up."""
-        return self._why is not None and self._why >= Wake.LEAVE
+        return self._why is not None and self._why >= Wake.EXPIRED
 
     def deliver(self, burst: Burst) -> None:
         """News of its run. This is what an event costs for each of its viewers."""
@@ -213,8 +219,8 @@ class Follower(Viewer):
 
     __slots__ = ("_news", "positions")
 
-    def __init__(self, sink: Sink, *, shards: int, buffer_limit: int) -> None:
-        super().__init__(sink, framing=Framing.LABELLED, buffer_limit=buffer_limit)
+    def __init__(self, sink: Sink, *, shards: int, buffer_limit: int, expires: float = math.inf) -> None:
+        super().__init__(sink, framing=Framing.LABELLED, buffer_limit=buffer_limit, expires=expires)
         self.positions = [START] * shards
         self._news: list[Frame] = []
 
@@ -303,9 +309,12 @@ class Hub:
                 viewer.hold()
 
     async def keep_alive(self, period_s: float) -> None:
-        """Sends every viewer a comment once a period, for ever."""
+        """Sends every viewer a comment once a period, for ever, or wakes it where its time is over."""
         while True:
             await asyncio.sleep(period_s / SLICES)
             self._turn = (self._turn + 1) % SLICES
+            now = time.time()
             for viewer in self._slices[self._turn]:
                 viewer.keep_alive()
+                if viewer.expires <= now:
+                    viewer.wake(Wake.EXPIRED)

@@ -1,11 +1,24 @@
 """What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from relay.stream.keys import MAX_SHARDS
+
+_SIGNING_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{32,}={0,2}")
+_KEYS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost)[:/]")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
 
 
 def _plain(name: str) -> AliasChoices:
@@ -15,8 +28,12 @@ def _plain(name: str) -> AliasChoices:
 
 def explain(error: ValidationError) -> str:
     """What is wrong with the settings, in a line, without their values."""
-    wrong = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    return f"The settings are not valid: {'; '.join(wrong)}"
+    return f"The settings are not valid: {mistakes(error)}"
+
+
+def mistakes(error: ValidationError) -> str:
+    """Where the mistakes are and what they are, in a line, without what was given."""
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
 Check = Literal["secret", "redis-password", "redis-file", "redis-eviction", "postgres-password", "embedded"]
@@ -72,10 +89,52 @@ class Settings(StoreSettings):
         validation_alias=_plain("TELEMETRY_WEBHOOK_TOKEN"),
         description="What pipelines present as a bearer token. Without it every webhook answers 500.",
     )
+    webhook_tokens: FilePath | None = Field(
+        None,
+        description="A JSON file of more such tokens, each with its name, its SHA-256 and from when to when "
+        "it is valid. It is read again every few seconds, so that a token can be struck without a restart.",
+    )
+    run_token_secret: SecretStr | None = Field(
+        None,
+        description="What the tokens of single runs are made with, so that a token that leaks from a rented "
+        "machine writes to its own run only. A new and an old secret, separated by a blank, are both valid.",
+    )
+    webhook_signing_secret: SecretStr | None = Field(
+        None,
+        description="The secret of senders who sign in the manner of Standard Webhooks, `whsec_` and base64, "
+        "instead of presenting a token. Several, separated by blanks, are all valid.",
+    )
     viewer_secret: SecretStr | None = Field(
         None,
-        description="The HS256 key of viewers' tokens. Without it no viewer can be told from "
-        "another, and all get 500.",
+        description="The HS256 key of viewers' tokens. Without it, and without a key set, no viewer can be "
+        "told from another, and all get 500.",
+    )
+    viewer_jwks: str | None = Field(
+        None,
+        min_length=1,
+        description="The key set (JWKS) of an identity provider that signs viewers' tokens with RS256 or "
+        "ES256: an https URL or a file. It is read again by itself, so the provider may change its keys.",
+    )
+    viewer_audience: str | None = Field(
+        None,
+        description="What viewers' tokens must have as `aud`, where the same keys sign for other services as "
+        "well. Without it no token may name an audience.",
+    )
+    viewer_issuer: str | None = Field(None, description="What viewers' tokens must have as `iss`.")
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Origins of pages, `https://app.example.com`, separated by blanks, that may read with a "
+        "script, and that the cookie is taken from. A page of the relay's own origin needs no entry.",
+    )
+    conversation_sql: str | None = Field(
+        None,
+        description="Where an application has its own tables: a SELECT of `user_id` for "
+        "`%(conversation_id)s`. One statement, since a user's right is checked with it.",
+    )
+    runs_sql: str | None = Field(
+        None,
+        description="The same for the runs of `%(conversation_id)s`: a SELECT of `run_id`, `status`, "
+        "`error_message`, `created_at`, `finished_at` and `last_heartbeat_at`.",
     )
     event_bytes: int = Field(
         256 * 1024, gt=0, description="The largest body of one event: room for a long review, not for a file."
@@ -175,3 +234,30 @@ class Settings(StoreSettings):
     database_threads: int = Field(
         4, gt=0, description="Database calls under way at once in one worker; each has its own connection."
     )
+
+    @field_validator("webhook_signing_secret")
+    @classmethod
+    def _signs(cls, secrets: SecretStr | None) -> SecretStr | None:
+        words = secrets.get_secret_value().split() if secrets else []
+        if not all(_SIGNING_SECRET.fullmatch(word) for word in words):
+            raise ValueError("A signing secret has to be at least 24 bytes in base64, with or without whsec_")
+        return secrets
+
+    @field_validator("viewer_jwks")
+    @classmethod
+    def _encrypted(cls, place: str | None) -> str | None:
+        if place and "://" in place and not _KEYS_URL.match(place):
+            raise ValueError(
+                "Keys have to come by https, or from this machine: others could put in their own"
+            )
+        return place
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _origins(cls, origins: object) -> object:
+        found = origins.split() if isinstance(origins, str) else origins
+        if isinstance(found, list) and not all(_ORIGIN.fullmatch(origin) for origin in found):
+            raise ValueError(
+                "An origin has to be https://host or https://host:port, in small letters, without a path"
+            )
+        return found

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
+from pydantic_core import to_json
+
 from relay.errors import MalformedPosition
 from relay.stream.keys import MAX_EVENT_ID
 
@@ -78,6 +80,11 @@ def greeting(retry_ms: int) -> bytes:
     """The first block: a comment, so that proxies let the stream through, and the time to wait
     before a reconnect, chosen at random by the caller so that viewers do not come back all at once."""
     return b": connected\nretry: %d\n\n" % retry_ms
+
+
+def complaint(text: str) -> bytes:
+    """A block that tells a person what is wrong. It is no event, and moves nobody's position."""
+    return opening(0, Framing.PLAIN) + message("error", to_json(text)) + CLOSING
 
 
 def goodbye(retry_ms: int) -> bytes:

@@ -13,18 +13,22 @@ TOKEN = f"canary-token-{secrets.token_hex(24)}"
 SECRET = f"canary-secret-{secrets.token_hex(24)}"
 """The key of the tests' viewers' tokens."""
 
+RUN_SECRET = f"canary-run-secret-{secrets.token_hex(24)}"
+"""The key of the tests' tokens for one run."""
+
 PAYLOAD = "canary in a payload: τ, §3"
 """Part of an event of every kind that has room for text."""
 
 IN_NO_LOG: Mapping[str, Iterable[str]] = {
     "the webhook token": [TOKEN],
     "the viewers' secret": [SECRET],
+    "the runs' secret": [RUN_SECRET],
     "a viewer's token": ["eyJhbGciOi"],
     "a payload": [PAYLOAD, PAYLOAD.encode("ascii", "backslashreplace").decode()],
     "SQL": ["INSERT INTO ", "COPY rp_", "COPY research_", "jsonb_to_recordset"],
 }
 
-OF_POSTGRESQL = ("the webhook token", "the viewers' secret", "a viewer's token")
+OF_POSTGRESQL = ("the webhook token", "the viewers' secret", "the runs' secret", "a viewer's token")
 """Its own log tells its operator which statement failed: only secrets must not be in there."""
 
 

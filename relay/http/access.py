@@ -2,18 +2,24 @@
 
 import re
 from collections.abc import Callable
+from urllib.parse import parse_qs
 
 from starlette.requests import cookie_parser
 from starlette.types import Scope
 
-from relay import auth
 from relay.auth import Ownership, Run
-from relay.errors import BadRequest, InvalidEvent
+from relay.auth.tickets import Tickets
+from relay.auth.viewers import Caller, Viewers
+from relay.errors import BadRequest, Forbidden, InvalidEvent
 from relay.http.asgi import header
+from relay.http.rate import Rates
 from relay.settings import Settings
 from relay.stream.keys import RUN_ID
 
 COOKIE = "relay_token"
+TICKETS_PER_S = 100
+"""For one user at one worker: each is a key in Redis for half a minute."""
+
 
 _INTEGER = re.compile(r"-?[0-9]{1,30}")
 _RUN_ID = re.compile(RUN_ID)
@@ -22,42 +28,90 @@ _RUN_ID = re.compile(RUN_ID)
 class Access:
     """The gate of everything that viewers ask for."""
 
-    def __init__(self, settings: Settings, ownership: Callable[[], Ownership]) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        viewers: Viewers,
+        tickets: Callable[[], Tickets],
+        ownership: Callable[[], Ownership],
+    ) -> None:
+        self._origins = settings.allowed_origins
+        self._viewers = viewers
+        self._tickets = tickets
         self._ownership = ownership
+        self._rates = Rates(TICKETS_PER_S)
+
+    async def enter(
+        self, scope: Scope, conversation_id: str | int, *, ticket: bool = False
+    ) -> tuple[Caller, int]:
+        """Who asks, and for which conversation. `ticket`: a ticket does as well. Raises a RelayError."""
+        conversation = _conversation(conversation_id)
+        return await self._caller(scope, ticket=ticket), conversation
 
     async def check(self, scope: Scope, conversation_id: str | int, run_id: str) -> Run | None:
+        """Both steps at once, without tickets."""
+        return await self.run(*await self.enter(scope, conversation_id), run_id)
+
+    async def run(self, caller: Caller, conversation: int, run_id: str) -> Run | None:
         """The run, where the caller may see it; None where the database could not be asked but the caller
         is known to own it. Raises a RelayError."""
-        conversation, user_id = self._caller(scope, conversation_id)
         # No run has the empty name, so what can not be a run's name is not found, in its turn.
         known = run_id if _RUN_ID.fullmatch(run_id) else ""
-        return await self._ownership().check(user_id, conversation, known)
+        return await self._ownership().check(caller, conversation, known)
 
-    async def runs(self, scope: Scope, conversation_id: str | int) -> list[Run]:
+    async def runs(self, caller: Caller, conversation: int) -> list[Run]:
         """All runs of a conversation, where the caller may see it. Raises a RelayError."""
-        conversation, user_id = self._caller(scope, conversation_id)
-        return await self._ownership().runs(user_id, conversation)
+        return await self._ownership().runs(caller, conversation)
 
-    def _caller(self, scope: Scope, conversation_id: str | int) -> tuple[int, int]:
-        """The conversation that is asked for, and the user who asks, whom the scope then names."""
-        if not _INTEGER.fullmatch(str(conversation_id)):
-            found = {
-                "loc": ["path", "conversation_id"],
-                "msg": "Input should be an integer",
-                "type": "int_parsing",
-            }
-            raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
-        if int(conversation_id) <= 0:
-            raise BadRequest("conversation_id must be positive")
-        user_id = scope["user"] = auth.viewer(self._settings.viewer_secret, _token(scope))
-        return int(conversation_id), user_id
+    async def ticket(self, scope: Scope) -> str:
+        """A ticket for one stream of whoever asks. Raises a RelayError."""
+        caller = await self._caller(scope)
+        self._rates.take(caller.user_id)
+        return await self._tickets().issue(caller)
+
+    async def _caller(self, scope: Scope, *, ticket: bool = False) -> Caller:
+        """By the bearer token, the ticket, or the cookie: by the first of them that there is."""
+        scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
+        if scheme.lower() == b"bearer":
+            return await self._viewers.check(token.decode("latin-1").strip())
+        tickets = _tickets(scope) if ticket else []
+        if tickets:
+            return await self._tickets().redeem(tickets[-1])
+        # As browsers write them: the standard library's parser drops all after one that it does not like.
+        cookie = cookie_parser((header(scope, b"cookie") or b"").decode("latin-1")).get(COOKIE)
+        if cookie is not None:
+            self._check_origin(scope)
+        return await self._viewers.check(cookie)
+
+    def _check_origin(self, scope: Scope) -> None:
+        """Raises Forbidden where another site's page makes the browser send the cookie."""
+        origin = header(scope, b"origin")
+        if origin is None:
+            # Also pictures and the like come without an origin; of those new browsers say where they are.
+            foreign = header(scope, b"sec-fetch-site") in (b"cross-site", b"same-site")
+        else:
+            text = origin.decode("latin-1")
+            scheme, _, host = text.partition("://")
+            own = (header(scope, b"host") or b"").decode("latin-1").lower()
+            foreign = text not in self._origins and (scheme not in ("http", "https") or host != own)
+        if foreign:
+            raise Forbidden(
+                "The cookie is not taken from a page of another origin; see RELAY_ALLOWED_ORIGINS."
+            )
 
 
-def _token(scope: Scope) -> str | None:
-    """The bearer token, or else the cookie's."""
-    scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return token.decode("latin-1").strip()
-    # As browsers write them: the standard library's parser drops all after the first one it does not like.
-    return cookie_parser((header(scope, b"cookie") or b"").decode("latin-1")).get(COOKIE)
+def _conversation(conversation_id: str | int) -> int:
+    if not _INTEGER.fullmatch(str(conversation_id)):
+        found = {
+            "loc": ["path", "conversation_id"],
+            "msg": "Input should be an integer",
+            "type": "int_parsing",
+        }
+        raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
+    if int(conversation_id) <= 0:
+        raise BadRequest("conversation_id must be positive")
+    return int(conversation_id)
+
+
+def _tickets(scope: Scope) -> list[str]:
+    return parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [])

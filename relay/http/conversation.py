@@ -28,16 +28,16 @@ class ConversationStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/events`."""
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
-        again = {**scope, "headers": list(scope["headers"])}  # the connection forgets what was asked
+        caller, conversation = await self.enter(scope)
 
         async def look() -> list[Run]:
-            return await self.access.runs(again, scope["path_params"]["conversation_id"])
+            return await self.access.runs(caller, conversation)
 
         runs = await look()
-        scope["user"] = again["user"]
         shards = self.shards()
         positions = _asked(scope, len(shards))
-        follower = Follower(wire, shards=len(shards), buffer_limit=self.settings.viewer_buffer_bytes)
+        limit = self.settings.viewer_buffer_bytes
+        follower = Follower(wire, shards=len(shards), buffer_limit=limit, expires=caller.expires)
         return ConversationViewing(
             follower, wire, send, shards, self.settings, self.replay(), look, runs, positions
         )

@@ -40,6 +40,7 @@ _PROBLEM = {
 _WRITING = {
     400: "The body is not JSON, or the request is malformed",
     401: "The token is missing or wrong",
+    403: "The token is for one run, and this is of another one",
     409: "It contradicts what is stored",
     413: "The body is too large",
     415: "The body has another type",
@@ -52,14 +53,17 @@ _WRITING = {
 _READING = {
     400: "The conversation's id is not positive, or the request is malformed",
     401: "The viewer's token is missing, expired or not valid",
-    403: "The conversation is another user's",
+    403: "The conversation is another user's, or the cookie comes from another origin",
     404: "There is no such conversation or run",
     422: "A parameter is not valid",
     500: "The server has no secret configured",
     503: "A store is away: try again later",
 }
 
-_LIVE = {406: "The client does not take event streams", 429: "Too many streams are open"}
+_LIVE = {
+    406: "The client does not take event streams",
+    429: "Too many streams are open, or tickets asked for",
+}
 
 _COMMON = {408: "The request did not arrive in time", 431: "The headers are too large"}
 

@@ -2,21 +2,33 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from relay.auth.tickets import TTL_S
 from relay.http import document
+from relay.http.access import Access
 from relay.http.asgi import HandOff
 from relay.http.history import RUN
 from relay.sse import CONTENT_TYPE
 
 POSITIONS = r"^[0-9]{1,16}(\.[0-9]{1,16})*$"
 
+TicketParameter = Annotated[str | None, Query(description="Opens one stream, instead of a token")]
+
 _STREAM: dict[str, Any] = {"content": {CONTENT_TYPE: {}}}
 
 
-def router(live: ASGIApp, conversation: ASGIApp) -> APIRouter:
-    """The routes of a run's stream and of a conversation's."""
+class Ticket(BaseModel):
+    """What opens one stream, as `?ticket=`, within `expires_in` seconds."""
+
+    ticket: str
+    expires_in: int
+
+
+def router(live: ASGIApp, conversation: ASGIApp, access: Access) -> APIRouter:
+    """The routes of a run's stream and of a conversation's, and of the tickets for them."""
     routes = APIRouter(tags=["live"])
 
     @routes.api_route(
@@ -34,6 +46,7 @@ def router(live: ASGIApp, conversation: ASGIApp) -> APIRouter:
             str | None,
             Query(description="Go on after this event", json_schema_extra={"pattern": "^[0-9]{1,16}$"}),
         ] = None,
+        ticket: TicketParameter = None,
     ) -> Response:
         return HandOff(live)
 
@@ -50,7 +63,13 @@ def router(live: ASGIApp, conversation: ASGIApp) -> APIRouter:
             str | None,
             Query(description="Go on after this position", json_schema_extra={"pattern": POSITIONS}),
         ] = None,
+        ticket: TicketParameter = None,
     ) -> Response:
         return HandOff(conversation)
+
+    @routes.post("/tickets", status_code=201, summary="A ticket for one stream, for pages without headers")
+    async def tickets(request: Request, response: Response) -> Ticket:
+        response.headers["cache-control"] = "no-store"
+        return Ticket(ticket=await access.ticket(request.scope), expires_in=TTL_S)
 
     return routes

@@ -1,7 +1,7 @@
 """A bound on requests in a second, without a timer and without anything to keep per request."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from relay.errors import RateLimited
 
@@ -28,3 +28,22 @@ class Rate:
         if full - now > self._room_s + 1e-9:  # sums of shares are a little off
             raise RateLimited
         self._full = full
+
+
+class Rates:
+    """A bucket for each of many. Who has none yet gets a full one; when there are too many, all do."""
+
+    KEPT = 10_000
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._rates: dict[Hashable, Rate] = {}
+
+    def take(self, who: Hashable) -> None:
+        """Lets one request of theirs through. Raises RateLimited."""
+        rate = self._rates.get(who)
+        if rate is None:
+            if len(self._rates) >= self.KEPT:
+                self._rates.clear()
+            rate = self._rates[who] = Rate(self._per_s)
+        rate.take()

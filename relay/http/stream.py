@@ -22,11 +22,13 @@ class RunStream(LiveEndpoint):
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         run_id = scope["path_params"]["run_id"]
-        run = await self.access.check(scope, scope["path_params"]["conversation_id"], run_id)
+        caller, conversation = await self.enter(scope)
+        run = await self.access.run(caller, conversation, run_id)
         asked = asked_position(scope)
         position = parse_position(asked) if asked else None
         framing = Framing.RESUMABLE if asked or asks_to_resume(scope) else Framing.PLAIN
-        viewer = Viewer(wire, framing=framing, buffer_limit=self.settings.viewer_buffer_bytes)
+        limit = self.settings.viewer_buffer_bytes
+        viewer = Viewer(wire, framing=framing, buffer_limit=limit, expires=caller.expires)
         shards = self.shards()
         shard = shards[shard_of_run(run_id, len(shards))]
         return RunViewing(viewer, wire, send, shard, self.settings, self.replay(), run_id, run, position)

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from relay.auth import Run
+from relay.auth.viewers import Caller
 from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES, header
@@ -19,7 +20,7 @@ from relay.http.seats import Seats
 from relay.http.wire import Wire, wire_for
 from relay.hub import Hub, State, Viewer, Wake
 from relay.settings import Settings
-from relay.sse import CLOSING, CONTENT_TYPE, KEEP_ALIVE, goodbye, greeting
+from relay.sse import CLOSING, CONTENT_TYPE, KEEP_ALIVE, complaint, goodbye, greeting
 from relay.stream.replay import Replay, Snapshot
 from relay.stream.tail import Tailer
 
@@ -31,6 +32,8 @@ CONNECT_S = 2.5
 
 RETRY_READ_S = 1.0
 """How long a connected viewer waits before it asks the stores again."""
+
+_EXPIRED = "The token that this stream was opened with has expired; connect again with a new one."
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode() + b"; charset=utf-8"),
@@ -148,6 +151,10 @@ class Viewing(ABC):
             case Wake.ENDED:
                 await self.write(b"", last=True)
                 return False
+            case Wake.EXPIRED:
+                self.viewer.state = State.OVER  # nothing of the hub's after the last block
+                await self.write(complaint(_EXPIRED), last=True)
+                return False
             case Wake.LEAVE:
                 await self.write(goodbye(_retry_ms()), last=True)
                 return False
@@ -191,6 +198,14 @@ class LiveEndpoint(ABC):
     @abstractmethod
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         """Checks the request; what serves it then. Raises a RelayError."""
+
+    async def enter(self, scope: Scope) -> tuple[Caller, int]:
+        """Who asks, and for which conversation. Raises a RelayError."""
+        caller, conversation = await self.access.enter(
+            scope, scope["path_params"]["conversation_id"], ticket=True
+        )
+        scope["user"] = caller.user_id
+        return caller, conversation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from relay import auth
 from relay.auth import MAX_BIGINT, Ownership
-from relay.errors import BadRequest, RelayError
+from relay.auth.writers import SIGNED, Grant, Tokens
+from relay.errors import BadRequest, RelayError, Unauthenticated
 from relay.events.base import Kind
 from relay.events.intake import (
     BATCH,
@@ -31,7 +31,7 @@ from relay.events.registry import REGISTRY
 from relay.http.asgi import JSON, NDJSON, HandOff, Headers, check_media_type, first_headers, read_body
 from relay.http.document import RUN_PARAMETER, body_of
 from relay.http.problems import problem
-from relay.http.rate import Rate
+from relay.http.rate import Rates
 from relay.http.shortcut import Answer
 from relay.settings import Settings
 from relay.stream.entry import NewEvent
@@ -52,20 +52,16 @@ Parse = Callable[[bytes, bytes, str | None], Sequence[NewEvent]]
 
 
 class Writers:
-    """Lets pipelines in, as fast as their token may be."""
+    """Lets pipelines in, each token as fast as it may be."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._token = settings.webhook_token
-        self._rate = Rate(settings.requests_per_s) if settings.requests_per_s else None
+    def __init__(self, settings: Settings, tokens: Tokens) -> None:
+        self.tokens = tokens
+        self._rates = Rates(settings.requests_per_s) if settings.requests_per_s else None
 
-    def check(self, headers: Headers) -> None:
-        """Raises Misconfigured or Unauthenticated."""
-        auth.check_writer(self._token, headers.get(b"authorization"))
-
-    def take(self) -> None:
+    def take(self, grant: Grant) -> None:
         """Lets one more request through. Raises RateLimited."""
-        if self._rate is not None:
-            self._rate.take()
+        if self._rates is not None:
+            self._rates.take(grant)
 
 
 class Webhook:
@@ -91,12 +87,18 @@ class Webhook:
         run_id = scope.get("path_params", {}).get("run_id")
         try:
             headers = first_headers(scope["headers"])
-            self._writers.check(headers)
-            self._writers.take()
+            grant = self._writers.tokens.check(headers)
+            if grant is SIGNED and run_id is not None:
+                raise Unauthenticated("A signature does not cover the path; send the run in the body.")
             media_type = check_media_type(headers, *self._media_types)
-            key = _idempotency_key(headers)
+            key = _idempotency_key(headers, b"webhook-id" if grant is SIGNED else b"idempotency-key")
             body = await read_body(scope, receive, self._limit, self._settings.body_timeout_s)
-            await self._publisher().append(self._parse(media_type, body, run_id), key)
+            if grant is SIGNED:
+                self._writers.tokens.verify(headers, body)
+            self._writers.take(grant)
+            events = self._parse(media_type, body, run_id)
+            grant.check(events)
+            await self._publisher().append(events, grant.own(key))
         except RelayError as error:
             await problem(error)(scope, receive, send)
         except ClientDisconnect:
@@ -110,16 +112,21 @@ class Webhook:
         is, and nothing was done; the ordinary way finds it again and says what."""
         try:
             named = first_headers(headers)
-            self._writers.check(named)
+            grant = self._writers.tokens.check(named)
+            if grant is SIGNED:
+                return False
             media_type = check_media_type(named, *self._media_types)
             key = _idempotency_key(named)
             if len(body) > self._limit:
                 return False
             events = self._parse(media_type, body, None)
+            if grant.run_id is not None:
+                grant.check(events)
+                key = grant.own(key)
             publisher = self._publisher()
             if publisher.spans_shards(events):
                 return False
-            self._writers.take()
+            self._writers.take(grant)
         except RelayError:
             return False
         publisher.submit(
@@ -128,12 +135,14 @@ class Webhook:
         return True
 
 
-def _idempotency_key(headers: Headers) -> str | None:
-    key = headers.get(b"idempotency-key")
+def _idempotency_key(headers: Headers, name: bytes = b"idempotency-key") -> str | None:
+    key = headers.get(name)
     if key is None:
         return None
     if not _KEY.fullmatch(key):
-        raise BadRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters without spaces.")
+        raise BadRequest(
+            "The Idempotency-Key, or webhook-id, must be 1 to 255 visible ASCII characters without spaces."
+        )
     return key.decode()
 
 
@@ -178,8 +187,9 @@ def router(
     routes = APIRouter(tags=["pipeline"])
 
     async def check_writer(request: Request) -> None:
-        writers.check(first_headers(request.scope["headers"]))
-        writers.take()
+        grant = writers.tokens.check(first_headers(request.scope["headers"]))
+        grant.check_unbounded()
+        writers.take(grant)
 
     schemas: dict[str, Any] = {
         BATCH_PATH: {**body_of(BATCH), "minItems": 1, "maxItems": settings.batch_events}

@@ -134,3 +134,7 @@ class ShardKeys:
     def owner(self, run_id: str) -> str:
         """Whose run it is, as last seen in the database."""
         return f"{self._prefix}owner:{run_id}"
+
+    def ticket(self, ticket: str) -> str:
+        """Whom a stream ticket stands for. Hashed, so that who reads keys has no tickets."""
+        return f"{self._prefix}ticket:{blake2b(ticket.encode(), digest_size=16).hexdigest()}"

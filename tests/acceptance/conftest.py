@@ -1,20 +1,68 @@
 """One running product for the tests that do not break it, behind both ways of writing to viewers."""
 
+import json
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from relay.processes import Part, running
 from relay.server import listen
-from tests.acceptance.running import Relay, environment_with, relay_up
+from tests.acceptance.running import CLIENT, Relay, environment_with, relay_up
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nobody_stays_connected() -> Iterator[None]:
+    yield
+    CLIENT.close()
+
+
+LISTED = "a-token-of-the-file-0123456789012345"
+SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+ORIGIN = "https://app.example.com"
 
 
 @pytest.fixture(scope="session")
-def relay(directory: Path) -> Iterator[Relay]:
-    with relay_up(directory / "relay", RELAY_KEEP_ALIVE_S="1", RELAY_SLOW_VIEWER_S="1") as made:
+def tokens_file(directory: Path) -> Path:
+    """More webhook tokens, of which there is one."""
+    path = directory / "tokens.json"
+    path.write_text(json.dumps([{"name": "listed", "sha256": sha256(LISTED.encode()).hexdigest()}]))
+    return path
+
+
+SIGNER = ec.generate_private_key(ec.SECP256R1())
+
+
+@pytest.fixture(scope="session")
+def keys_file(directory: Path) -> Path:
+    """The keys of an identity provider, of which there is one."""
+    path = directory / "keys.json"
+    key = json.loads(ECAlgorithm.to_jwk(SIGNER.public_key()))
+    path.write_text(json.dumps({"keys": [{**key, "kid": "2026"}]}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(tokens_file: Path, keys_file: Path) -> dict[str, str]:
+    """What the product is set to, for tests that do not wait for long."""
+    return {
+        "RELAY_KEEP_ALIVE_S": "1",
+        "RELAY_SLOW_VIEWER_S": "1",
+        "RELAY_WEBHOOK_TOKENS": str(tokens_file),
+        "RELAY_WEBHOOK_SIGNING_SECRET": SIGNING,
+        "RELAY_VIEWER_JWKS": str(keys_file),
+        "RELAY_ALLOWED_ORIGINS": ORIGIN,
+    }
+
+
+@pytest.fixture(scope="session")
+def relay(directory: Path, settings: dict[str, str]) -> Iterator[Relay]:
+    with relay_up(directory / "relay", **settings) as made:
         yield made
 
 
@@ -26,7 +74,7 @@ def guarded(directory: Path) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="session")
-def plain(relay: Relay, directory: Path) -> Iterator[Relay]:
+def plain(relay: Relay, directory: Path, settings: dict[str, str]) -> Iterator[Relay]:
     """The same product behind an ASGI server that knows nothing of ours."""
     with listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
@@ -34,7 +82,7 @@ def plain(relay: Relay, directory: Path) -> Iterator[Relay]:
     argv = [sys.executable, "-m", "uvicorn", "--factory", "relay.app:create_app", "--port", str(port)]
     argv += ["--http", "h11", "--loop", "asyncio", "--timeout-graceful-shutdown", "1"]
     stores = {"REDIS_URL": relay.redis_url, "DATABASE_URL": relay.database_url}
-    env = environment_with(**stores, RELAY_KEEP_ALIVE_S="1", RELAY_SLOW_VIEWER_S="1")
+    env = environment_with(**stores, **settings)
     with running(Part("plain", argv, lambda: answers(url), env=env, log=directory / "plain.log")) as process:
         made = Relay(process, {**relay.ready, "url": url})
         yield made

@@ -17,11 +17,19 @@ import httpx
 import psutil
 
 from relay.auth import mint_viewer_token
-from tests.canaries import SECRET, TOKEN
+from tests.canaries import RUN_SECRET, SECRET, TOKEN
 from tests.waiting import wait_until
 
+SECRETS = {
+    "TELEMETRY_WEBHOOK_TOKEN": TOKEN,
+    "RELAY_VIEWER_SECRET": SECRET,
+    "RELAY_RUN_TOKEN_SECRET": RUN_SECRET,
+}
 CONVERSATION, USER = 7, 42
 EVENTS = "/research-pipeline/events"
+
+CLIENT = httpx.Client(timeout=20)
+"""Nobody in particular. (To make a client takes longer than most requests.)"""
 
 
 class Relay:
@@ -90,7 +98,7 @@ def viewer(user: int = USER, **headers: str) -> dict[str, str]:
 def environment_with(**env: str) -> dict[str, str]:
     """This process's environment, with the tests' secrets and without any stores but those given."""
     kept = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
-    return {**kept, "TELEMETRY_WEBHOOK_TOKEN": TOKEN, "RELAY_VIEWER_SECRET": SECRET, **env}
+    return {**kept, **SECRETS, **env}
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class Token:
     """The right one for each side; the checks also try without it, and with a wrong one."""
 
     def get(self, case: schemathesis.Case[Any], context: schemathesis.AuthContext) -> str:
-        if case.operation.path.startswith("/conversations"):
+        if case.operation.path.startswith(("/conversations", "/tickets")):
             return viewer(USER)["authorization"]
         return f"Bearer {TOKEN}"
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import relay.app
 import relay.stream.tail
 from persister import copy, store
 from persister.consumer import Consumer, Delivery
+from relay.auth.reread import Reread
 from relay.settings import Settings
 from relay.stream.tail import Tailer
 from tests.faults import failing
@@ -95,9 +96,9 @@ def vitals(times: int) -> None:
             late_ms.append(1000 * (clock() - due))
 
     @contextlib.asynccontextmanager
-    async def noted(settings: Settings) -> AsyncIterator[Any]:
+    async def noted(settings: Settings, sources: Sequence[Reread]) -> AsyncIterator[Any]:
         noting = asyncio.create_task(note())
-        async with running(settings) as services:
+        async with running(settings, sources) as services:
             yield services
         noting.cancel()
 

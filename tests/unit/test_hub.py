@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.hub import BACKLOG, SLICES, Burst, Hub, State, Viewer, Wake, chunk
+from relay.hub import BACKLOG, SLICES, Burst, Follower, Hub, State, Viewer, Wake, chunk
 from relay.sse import KEEP_ALIVE, Frame, Framing
 
 RUN = "run-1"
@@ -117,6 +118,21 @@ async def test_the_weightiest_reason_to_wake_up_counts(hub: Hub) -> None:
     viewer.wake(Wake.CATCH_UP)
     assert viewer.leaving
     assert await viewer.woken() is Wake.GONE
+
+
+async def test_whose_time_is_over_is_woken_and_nobody_else(hub: Hub) -> None:
+    now = time.time()
+    over = Viewer(Wire(), framing=Framing.PLAIN, buffer_limit=100, expires=now - 1)
+    follower = Follower(Wire(), shards=1, buffer_limit=100, expires=now - 1)
+    later = Viewer(Wire(), framing=Framing.PLAIN, buffer_limit=100, expires=now + 60)
+    for viewer in (over, follower, later):
+        hub.register(viewer, RUN)
+    ever = new_viewer(hub, Wire())
+    beating = asyncio.create_task(hub.keep_alive(0.0))
+    assert [await viewer.woken() for viewer in (over, follower)] == [Wake.EXPIRED, Wake.EXPIRED]
+    beating.cancel()
+    assert not ever.leaving
+    assert not later.leaving
 
 
 async def test_keep_alives_reach_everybody_once_a_period_but_never_in_a_block(hub: Hub) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import RateLimited
-from relay.http.rate import Rate
+from relay.http.rate import Rate, Rates
 
 
 def through(per_s: float, waits: Sequence[float]) -> list[float]:
@@ -45,3 +45,14 @@ def test_no_stretch_of_time_sees_more_than_its_share_and_a_burst(per_s: int, wai
     for first, begin in enumerate(passed):
         for last in range(first, len(passed)):
             assert last - first + 1 <= (passed[last] - begin) * per_s + per_s + 1e-3
+
+
+def test_each_has_a_bucket_of_its_own_and_there_are_not_too_many() -> None:
+    rates = Rates(1)
+    for who in ("a", "b"):
+        rates.take(who)
+        with pytest.raises(RateLimited):
+            rates.take(who)
+    for number in range(Rates.KEPT):
+        rates.take(number)
+    rates.take("a")

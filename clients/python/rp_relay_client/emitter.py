@@ -51,9 +51,11 @@ class Emitter:
     ) -> None:
         """`base_url` is the relay's, as in `https://relay.example.org`.
 
+        `token` is the relay's token for pipelines, or the one that was made for this run.
         `spool_dir` is where events wait; several emitters, processes and runs may share it, and should
-        where one shall deliver what another one left behind. Its default is `$RELAY_SPOOL_DIR`, or else
-        `rp-relay` in the user's state directory. With `durable=False` they wait in memory only.
+        where one shall deliver what another one left behind. (With a run's token that is for the run to do.)
+        Its default is `$RELAY_SPOOL_DIR`, or else `rp-relay` in the user's state directory. With
+        `durable=False` they wait in memory only.
 
         Raises ValueError for what could never work: a malformed URL, token or run id.
         """
@@ -65,7 +67,10 @@ class Emitter:
         self._identity = secrets.token_hex(16)
         self._run = json.dumps(run_id)
         self._settings = settings or Settings()
-        self._directory = spool_directory(spool_dir, self._address.directory) if durable else None
+        # What another run left behind, the token of this one may not send.
+        alone = self._secret.reveal().startswith(f"run.{run_id}.")
+        place = f"{self._address.directory}+{run_id}" if alone else self._address.directory
+        self._directory = spool_directory(spool_dir, place) if durable else None
         self._notices = Notices(self._secret)
         self._closed = False
         self._fresh()

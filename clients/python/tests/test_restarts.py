@@ -4,9 +4,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fake_relay import FakeRelay, Reply
-from support import emitter_to, ends, event, files_in, pipeline, says, wait_until
+from support import SWIFT, emitter_to, ends, event, files_in, pipeline, says, wait_until
 
-from rp_relay_client import Settings
+from rp_relay_client import Emitter, Settings
 
 
 def test_what_was_spooled_when_the_process_was_killed_is_sent_first_by_the_next(
@@ -200,3 +200,26 @@ def test_a_spool_that_a_crash_of_the_machine_damaged_is_read_as_far_as_it_makes_
 def relay_directory(spool: Path) -> str:
     (place,) = (path.name for path in spool.iterdir())
     return place
+
+
+def test_a_run_s_own_token_sends_what_this_run_left_behind_and_not_what_others_did(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    def emitter(run: str) -> Emitter:
+        return Emitter(relay.url, f"run.{run}.secret", run, spool_dir=tmp_path, settings=SWIFT)
+
+    relay.down()
+    first = emitter("run-a")
+    first(event(1))
+    wait_until(lambda: first.stats().spooled == 1, "an event on disk")
+    first.close(0)
+    relay.up()
+
+    for run, number in (("run-b", 2), ("run-a", 3)):
+        relay.token = f"run.{run}.secret"
+        with emitter(run) as other:
+            other(event(number))
+            assert other.flush(20)
+
+    assert relay.numbers() == [2, 1, 3]
+    assert [item["run_id"] for item in relay.stored] == ["run-b", "run-a", "run-a"]

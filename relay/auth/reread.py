@@ -1,0 +1,83 @@
+"""What a file or a URL says, read again and again: whoever changes it needs no restart."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from urllib.request import urlopen
+
+from relay.errors import Misconfigured
+
+log = logging.getLogger(__name__)
+
+FILE_PERIOD_S = 5.0
+"""A token that is struck from a file is refused this long after at most."""
+
+URL_PERIOD_S = 300.0
+"""Keys are published well before they are used; one that nobody knows yet is asked for at once."""
+
+URL_TIMEOUT_S = 2.5
+MAX_BYTES = 1 << 20
+
+
+class Reread:
+    """One file or URL, the value of a setting.
+
+    `take` gets the content, at first and whenever it has changed, and raises ValueError where it is not
+    valid, in words that do not repeat it.
+    """
+
+    def __init__(self, setting: str, place: str, take: Callable[[bytes], None]) -> None:
+        self._setting = setting
+        self._place = place
+        self._take = take
+        self._taken: bytes | None = None
+        self.remote = place.startswith(("https://", "http://"))
+
+    async def open(self) -> None:
+        """Reads it for the first time. Raises Misconfigured for a file; a URL may be away for a while."""
+        try:
+            await self.read()
+        except Misconfigured as error:
+            if not self.remote:
+                raise
+            log.warning("%s It is asked again.", error)
+
+    async def read(self) -> None:
+        """Takes the content, where it is new. Raises Misconfigured."""
+        try:
+            content = await asyncio.to_thread(_url if self.remote else _file, self._place)
+        except (OSError, HTTPException, ValueError) as error:
+            raise self._unusable(getattr(error, "strerror", None) or type(error).__name__) from None
+        if content == self._taken:
+            return
+        try:
+            self._take(content)
+        except ValueError as error:
+            raise self._unusable(str(error)) from None
+        self._taken = content
+
+    async def follow(self) -> None:
+        """Reads it again, for ever. What can not be read changes nothing."""
+        while True:
+            await asyncio.sleep(URL_PERIOD_S if self.remote else FILE_PERIOD_S)
+            try:
+                await self.read()
+            except Misconfigured as error:
+                log.warning("%s What was read last stays in force.", error)
+
+    def _unusable(self, why: str) -> Misconfigured:
+        return Misconfigured(f"What {self._setting} names can not be used: {why}.")
+
+
+def _file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _url(url: str) -> bytes:
+    with urlopen(url, timeout=URL_TIMEOUT_S) as answer:  # noqa: S310 - the operator's own, of a scheme checked above
+        content: bytes = answer.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"it is longer than {MAX_BYTES} bytes")
+    return content

@@ -1,0 +1,54 @@
+"""Stream tickets, for pages that can send neither a header nor a cookie with an `EventSource`.
+
+A ticket opens one stream, within half a minute, so that what may end up in the log of a proxy is worth
+nothing any more. It is kept in Redis, under its digest, so that any worker can redeem it.
+"""
+
+import secrets
+
+import redis.exceptions
+from pydantic import TypeAdapter
+
+from relay.auth.viewers import Caller, not_valid
+from relay.errors import Unavailable
+from relay.link import SharedLink
+from relay.stream.keys import ShardKeys
+
+TTL_S = 30
+
+_CALLER = TypeAdapter(Caller)
+_KEYS = ShardKeys(0)
+
+
+class Tickets:
+    """Gives tickets out, and takes each once."""
+
+    def __init__(self, link: SharedLink) -> None:
+        self._redis = link
+        self._redeeming: set[str] = set()
+
+    async def issue(self, caller: Caller) -> str:
+        """A ticket that stands for the caller. Raises Unavailable."""
+        ticket = secrets.token_urlsafe(32)
+        await self._ask("SET", _KEYS.ticket(ticket), _CALLER.dump_json(caller).decode(), "EX", TTL_S)
+        return ticket
+
+    async def redeem(self, ticket: str) -> Caller:
+        """Whom it stands for. Raises Unauthenticated for one that is used or too old, or Unavailable."""
+        key = _KEYS.ticket(ticket)
+        if key in self._redeeming:  # the shared link would ask once, and answer both
+            raise not_valid()
+        self._redeeming.add(key)
+        try:
+            kept = await self._ask("GETDEL", key)
+        finally:
+            self._redeeming.discard(key)
+        if not isinstance(kept, bytes):
+            raise not_valid()
+        return _CALLER.validate_json(kept)
+
+    async def _ask(self, *words: str | int) -> object:
+        try:
+            return await self._redis.ask(*words)
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise Unavailable from error

@@ -1,0 +1,59 @@
+"""`relay token`: whose token, and made with what."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from relay.auth import mint_run_token
+from relay.auth.viewers import Viewers
+from relay.cli import main
+from relay.settings import Settings
+
+SECRET = "a-secret-of-at-least-32-bytes-for-hs256"
+
+
+def token(directory: Path, *options: str, **env: str | None) -> Result:
+    unset = {"RELAY_VIEWER_SECRET": None, "RELAY_RUN_TOKEN_SECRET": None}
+    return CliRunner(env={**unset, **env}).invoke(main, ["token", "--data-dir", str(directory), *options])
+
+
+async def test_a_viewer_s_token_speaks_for_the_user(tmp_path: Path) -> None:
+    made = token(tmp_path, "--user", "7", RELAY_VIEWER_SECRET=SECRET)
+    assert (await Viewers(Settings(viewer_secret=SECRET)).check(made.output.strip())).user_id == 7
+
+
+def test_a_run_s_token_is_made_with_the_first_secret(tmp_path: Path) -> None:
+    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=f"{SECRET} older")
+    assert made.output == mint_run_token(SECRET, "run-1") + "\n"
+
+
+def test_without_a_secret_there_is_no_token_and_it_says_which_one_is_missing(tmp_path: Path) -> None:
+    for option, name in (("--user=7", "RELAY_VIEWER_SECRET"), ("--run=a", "RELAY_RUN_TOKEN_SECRET")):
+        refused = token(tmp_path, option)
+        assert refused.exit_code == 1
+        assert f"Set {name}" in refused.output
+
+
+@pytest.mark.parametrize("name", ["RELAY_WEBHOOK_TOKENS", "RELAY_VIEWER_JWKS"])
+def test_with_a_file_that_is_none_the_service_does_not_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("a secret")
+    refused = CliRunner(env={name: str(tmp_path / "file")}).invoke(main, ["serve", "--port", "0"])
+    assert refused.exit_code == 1
+    assert f"Error: What {name} names can not be used" in refused.output
+    assert "a secret" not in refused.output
+
+
+def test_it_has_to_be_somebody_s(tmp_path: Path) -> None:
+    secrets = {"RELAY_VIEWER_SECRET": SECRET, "RELAY_RUN_TOKEN_SECRET": SECRET}
+    for options in ([], ["--user=7", "--run=a"], ["--run", "{0}"], ["--run", ""], ["--user", "-1"]):
+        assert token(tmp_path, *options, **secrets).exit_code == 2
+
+
+def test_a_data_directory_of_before_gets_the_secrets_that_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text(json.dumps({"RELAY_VIEWER_SECRET": SECRET}))
+    made = token(tmp_path, "--run", "run-1", TELEMETRY_WEBHOOK_TOKEN="given")
+    kept = json.loads((tmp_path / "secrets.json").read_text())
+    assert kept["RELAY_VIEWER_SECRET"] == SECRET
+    assert made.output.strip() == mint_run_token(kept["RELAY_RUN_TOKEN_SECRET"], "run-1")

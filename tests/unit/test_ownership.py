@@ -1,0 +1,35 @@
+"""What a run looks like to those who are let in."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from relay.auth import Run
+
+
+def run(status: str, heard_s_ago: float | None) -> Run:
+    heard = None if heard_s_ago is None else datetime.now(UTC) - timedelta(seconds=heard_s_ago)
+    return Run("run-1", 1, status, None, "", None, heard.isoformat() if heard else None)
+
+
+@pytest.mark.parametrize(
+    ("status", "heard_s_ago", "stale"),
+    [
+        ("running", 301, True),
+        ("running", 299, False),
+        ("running", None, False),
+        ("pending", 301, False),
+        ("completed", 301, False),
+    ],
+)
+def test_a_run_is_stale_when_it_is_under_way_and_silent(
+    status: str, heard_s_ago: float | None, stale: bool
+) -> None:
+    assert run(status, heard_s_ago).shown({}, 300)["stale"] is stale
+
+
+def test_what_is_not_archived_yet_counts_unless_the_run_is_over() -> None:
+    news = {"status": "running", "last_heartbeat_at": datetime.now(UTC).isoformat()}
+    assert run("pending", None).shown(news, 300)["status"] == "running"
+    assert run("running", 1000).shown(news, 300)["stale"] is False
+    assert run("cancelled", None).shown(news, 300)["status"] == "cancelled"
