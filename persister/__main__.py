@@ -12,6 +12,7 @@ import click
 import redis
 from pydantic import ValidationError
 
+from persister import health
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
@@ -19,6 +20,7 @@ from persister.store import Store
 from relay.connect import database, persister_redis
 from relay.errors import RelayError
 from relay.garbage import look_rarely
+from relay.listener import listening
 from relay.settings import explain
 
 log = logging.getLogger("persister")
@@ -58,12 +60,13 @@ def run(name: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(WATCH_S)
-            _end_if_stuck(loops, settings.persister_stuck_s)
+    with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(WATCH_S)
+                _end_if_stuck(loops, settings.persister_stuck_s)
     if failed.is_set():
         raise SystemExit(1)
 

@@ -50,6 +50,8 @@ class Consumer:
         self._durability = Durability(settings.waitaof) if settings.waitaof else None
         self._backlog = True
         self._claim_at = 0.0
+        self.lost = 0
+        """Entries that were gone from the log before they were archived."""
 
     def restart(self) -> None:
         """After any error: what was delivered and not acknowledged comes first."""
@@ -146,6 +148,7 @@ class Consumer:
                 raise
             return []
         if reply[2]:
+            self.lost += len(reply[2])
             log.error("%d entries were gone from the log before they were archived", len(reply[2]))
         return [Delivery(*item) for item in reply[1]]
 

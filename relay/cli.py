@@ -161,7 +161,7 @@ def _everything(
     data_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor()
     try:
-        env = {"RELAY_API_DOCS": os.environ.get("RELAY_API_DOCS", "true"), **_secrets(data_dir)}
+        env = _for_developers() | _secrets(data_dir)
         if "REDIS_URL" not in os.environ:
             part, env["REDIS_URL"] = embedded.valkey(data_dir / "valkey")
             supervisor.add(part)
@@ -186,6 +186,8 @@ def _everything(
                     "url": url,
                     "redis_url": settings.redis_url.get_secret_value(),
                     "database_url": settings.database_url.get_secret_value(),
+                    "ops_url": f"http://{settings.ops_listen}",
+                    "persister_ops_url": f"http://{os.environ['RELAY_PERSISTER_OPS_LISTEN']}",
                     "pids": supervisor.pids(),
                 },
             )
@@ -193,6 +195,16 @@ def _everything(
         raise click.ClickException(str(error)) from error
     finally:
         supervisor.stop()
+
+
+def _for_developers() -> dict[str, str]:
+    """What is otherwise off, where the environment does not say: the API document, and private listeners."""
+    chosen = {
+        "RELAY_API_DOCS": "true",
+        "RELAY_OPS_LISTEN": f"127.0.0.1:{embedded.free_port()}",
+        "RELAY_PERSISTER_OPS_LISTEN": f"127.0.0.1:{embedded.free_port()}",
+    }
+    return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
 def _secrets(data_dir: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ import redis.asyncio.retry
 import redis.retry
 from redis.backoff import NoBackoff
 
+from relay import metrics
 from relay.errors import DatabaseUnavailable, Misconfigured, OutcomeUnknown, Unavailable
 
 K = TypeVar("K", bound=Hashable)
@@ -82,6 +83,7 @@ class Link:
 
     async def connect(self) -> None:
         """Connects, unless it is connected already."""
+        metrics.CONNECTIONS.value += not self._connection.is_connected
         await self._connection.connect()
 
     async def command(self, *words: str | bytes | int) -> Any:
@@ -134,6 +136,7 @@ class DurableLink(Link):
         if isinstance(answer, redis.exceptions.ResponseError):
             raise answer
         if not self._durability.reached(kept):
+            metrics.SHORTFALLS.value += 1
             raise OutcomeUnknown
         return answer
 

@@ -3,6 +3,7 @@
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from relay.listener import ADDRESS
 from relay.stream.keys import MAX_SHARDS
 
 
@@ -51,6 +52,14 @@ class StoreSettings(BaseSettings):
 
 class Settings(StoreSettings):
     """The web service."""
+
+    ops_listen: str | None = Field(
+        None,
+        pattern=ADDRESS,
+        description="`host:port` of the private listener, with /metrics, /readyz, /livez and /docs: for "
+        "operators, never an address that users reach. Each worker takes a port of its own, the first free "
+        "one from there on. Without it there is none.",
+    )
 
     webhook_token: SecretStr | None = Field(
         None,
@@ -120,8 +129,8 @@ class Settings(StoreSettings):
     )
     api_docs: bool = Field(
         False,
-        description="Whether /openapi.json and /docs are served: for developers, so `relay up` turns it on; "
-        "in production an inventory of all paths is nobody's business.",
+        description="Whether users' address has /openapi.json and /docs too: for developers, so `relay up` "
+        "turns it on; in production an inventory of all paths is nobody's business.",
     )
     append_deadline_s: float = Field(
         2.8,

@@ -127,7 +127,7 @@ end
 --         then for each event: which run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it
--- answered then; with another digest it is not written and answers -1. A group with new runs for
+-- answered then, below zero, so that repeats can be counted; with another digest it is not written and answers -1. A group with new runs for
 -- which there is no more room is not written and answers -2.
 local function append(keys, args)
   local log, runs, remember = keys[1], tonumber(args[1]), args[2]
@@ -158,7 +158,7 @@ local function append(keys, args)
       if before then
         if not used[key] then again[#again + 1] = key end
         local same, number = string.match(before, '^(.*):(%d+)$')
-        first = same == digest and tonumber(number) or -1
+        first = same == digest and -tonumber(number) or -1
       end
     end
     if fresh and first == next_ordinal then

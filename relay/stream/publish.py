@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import redis.exceptions
 
+from relay import metrics
 from relay.connect import Link, bulk, command
 from relay.errors import (
     DatabaseUnavailable,
@@ -39,7 +40,7 @@ LINKS = 2
 
 NO_LOG = "NOLOG"
 REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
-"""What the function answers instead of an ordinal."""
+"""What the function answers instead of an ordinal. (An ordinal below zero is that of a repeat.)"""
 
 UNBOUNDED = 1 << 53
 """More runs than there can be."""
@@ -211,10 +212,20 @@ class _Lane:
         _fail(waiting, NotStored())
 
     def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
-        for first in answers:
-            group = groups.popleft()
+        now = self._loop.time()
+        for answer in answers:
+            group, first = groups.popleft(), abs(answer)
             self._highest = max(self._highest, first + len(group.events) - 1)
-            group.tell(REFUSALS[first]() if first in REFUSALS else first)
+            if answer in REFUSALS:
+                group.tell(REFUSALS[answer]())
+                continue
+            if answer < 0:
+                metrics.REPEATS.value += 1
+            else:
+                for event in group.events:
+                    metrics.EVENTS[event.kind] += 1
+            metrics.APPEND_SECONDS.observe(now - group.arrived)
+            group.tell(first)
 
     def _take(self) -> deque[Group]:
         taken, events = 0, 0
@@ -228,6 +239,7 @@ class _Lane:
 
     async def _append(self, link: Link, groups: Sequence[Group]) -> list[int]:
         call = self._command(groups)
+        metrics.CALL_EVENTS.observe(sum(len(group.events) for group in groups))
         try:
             return await _call(link, call)
         except _NoLog:

@@ -42,6 +42,8 @@ class Tailer:
         self._shard = shard
         self._log = ShardKeys(shard).log
         self._ready = asyncio.Event()
+        self.position: StreamId | None = None
+        """Up to where the hub has the news; None while nobody watches."""
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Waits until what is appended from now on reaches the hub. Raises Unavailable after `timeout_s`."""
@@ -73,13 +75,14 @@ class Tailer:
                 delay = min(2 * delay, BACKOFF_S[1])
             finally:
                 self._ready.clear()
+                self.position = None
                 await self._link.drop()
 
     async def _follow(self) -> None:
         """From the top of the log on, until nobody watches any more."""
         clock = asyncio.get_running_loop().time
         await self._link.connect()
-        position = await self._top()
+        position = self.position = await self._top()
         self._hub.hold_all()
         self._ready.set()
         heard = clock()
@@ -91,7 +94,7 @@ class Tailer:
                 raise LostPlace
             if entries:
                 self._dispatch(entries)
-                position = StreamId.parse(entries[-1][0])
+                position = self.position = StreamId.parse(entries[-1][0])
             elif await self._top() < position:
                 raise LostPlace
 

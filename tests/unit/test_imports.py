@@ -20,8 +20,16 @@ LAYERS = [
     },
     {"relay.app"},
     {"relay.http"},
-    {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
-    {"relay.hub", "relay.connect", "relay.settings"},
+    {
+        "relay.stream.publish",
+        "relay.stream.tail",
+        "relay.stream.replay",
+        "relay.history",
+        "relay.auth",
+        "relay.lag",
+        "relay.durability",
+    },
+    {"relay.hub", "relay.connect", "relay.settings", "relay.listener", "relay.exposition"},
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -30,10 +38,11 @@ LAYERS = [
         "relay.sse",
         "relay.errors",
         "relay.garbage",
+        "relay.metrics",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.settings", *LAYERS[5]}
+FOR_PERSISTERS = {"relay.connect", "relay.settings", "relay.listener", "relay.exposition", *LAYERS[5]}
 FRAMEWORKS = {"fastapi", "starlette"}
 
 
