@@ -17,6 +17,7 @@ from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
+from relay import logs
 from relay.connect import database, persister_redis
 from relay.errors import RelayError
 from relay.garbage import look_rarely
@@ -39,8 +40,8 @@ def main() -> None:
 @click.option("--name", help="Name in the consumer group; another one for each process. Default: the host's.")
 def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(name)
+    logs.configure(settings.log_format)
     loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
     failed = threading.Event()
 

@@ -18,7 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from relay import demo as demonstration
-from relay import embedded, migrate, server
+from relay import embedded, logs, migrate, server
 from relay.auth import mint_viewer_token
 from relay.errors import RelayError
 from relay.processes import Part, Supervisor
@@ -43,8 +43,7 @@ def main() -> None:
 @click.option("--fd", type=int, help="Take this listening socket instead of host and port.")
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
-    server.configure_logging()
-    _settings()
+    logs.configure(_settings().log_format)
     try:
         listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
@@ -55,7 +54,9 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
 @main.command("migrate")
 def migrate_() -> None:
     """Bring the database's schema up to date."""
-    migrate.upgrade(_settings().database_url.get_secret_value())
+    settings = _settings()
+    logs.configure(settings.log_format)
+    migrate.upgrade(settings.database_url.get_secret_value())
 
 
 @main.command()
@@ -71,7 +72,8 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 
     Once all is ready, prints one line of JSON: where it is, and how to get in.
     """
-    server.configure_logging()
+    os.environ.setdefault("RELAY_LOG_FORMAT", "text")
+    logs.configure(_settings().log_format)
     stopping = _stop_on_signals()
     with _everything(host, port, data_dir, workers, persisters) as (supervisor, ready):
         click.echo(json.dumps(ready))
@@ -90,7 +92,7 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around.")
 def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
     """Play a recorded run through the real thing, and count what arrived."""
-    logging.basicConfig(level=logging.ERROR)
+    logs.configure("text", logging.ERROR)
     stopping = _stop_on_signals()
     recorded = demonstration.load_trace(trace)
     with (

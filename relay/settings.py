@@ -1,5 +1,7 @@
 """What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
 
+from typing import Literal
+
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -40,6 +42,11 @@ class StoreSettings(BaseSettings):
         description="`local,replicas`: the files, the server's own and those of its replicas, that have to "
         "hold an event before it is acknowledged or archived. `1,1` where a replica may take over from a "
         "lost primary, `1,0` where the server syncs its file only every second.",
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json",
+        description="How logs look, on stderr: an object a line for programs, or text for people, as "
+        "`relay up` has them.",
     )
     shards: int = Field(
         1,

@@ -1,13 +1,19 @@
-"""What an operator sees of the running product: health, figures, and what is not shown to users."""
+"""What an operator sees of the running product: health, figures, logs, and what is not shown to users."""
 
+import json
 import math
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.running import Relay, Viewer
+from relay.processes import Part, running
+from relay.server import listen
+from tests.acceptance.conftest import answers
+from tests.acceptance.running import Relay, Viewer, environment_with, viewer
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
@@ -142,3 +148,21 @@ def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay:
     assert after == before
     assert not [key for key in after if any(label in runs for label in key)]
     assert all(not math.isnan(value) for value in samples(ops(relay)).values())
+
+
+def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Relay, place: Path) -> None:
+    canary, log = "canary-in-a-query", place / "serve.log"
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
+        env = environment_with(REDIS_URL=relay.redis_url, DATABASE_URL=relay.database_url)
+        part = Part("web", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=log)
+        with running(part):
+            path = f"/conversations/1/idea/research-run/{canary}/events?token={canary}"
+            assert httpx.get(url + path, headers=viewer()).status_code in (403, 404)
+            assert httpx.get(f"{url}/livez?{canary}").status_code == 200
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any("startup complete" in line["message"] for line in lines)
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert canary not in log.read_text()
+    assert viewer()["authorization"].partition(" ")[2] not in log.read_text()

@@ -39,6 +39,7 @@ LAYERS = [
         "relay.errors",
         "relay.garbage",
         "relay.metrics",
+        "relay.logs",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
