@@ -9,8 +9,8 @@ import redis
 import redis.exceptions
 
 from persister.settings import Settings
-from relay.connect import Durability
 from relay.errors import Unavailable
+from relay.link import Durability
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from relay import __version__, connect, durability, exposition
 from relay.auth import Ownership
-from relay.connect import Database, SharedLink
+from relay.connect import Database
 from relay.errors import NotStored, RelayError
 from relay.history import History
 from relay.http import document, ops, problems, webhooks
@@ -31,6 +31,7 @@ from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
+from relay.link import SharedLink
 from relay.listener import listening
 from relay.settings import Settings
 from relay.stream.publish import Publisher
@@ -59,7 +60,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
     """Opens the connections and runs the background tasks of one worker."""
     redis_url = settings.redis_url.get_secret_value()
     async with contextlib.AsyncExitStack() as stack:
-        link = SharedLink(redis_url)
+        link = connect.shared_link(redis_url)
         stack.push_async_callback(link.close)
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)

@@ -15,7 +15,7 @@ import redis.exceptions
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from pydantic import SecretStr
 
-from relay.connect import Database, SharedLink
+from relay.connect import Database
 from relay.errors import (
     Conflict,
     DatabaseUnavailable,
@@ -24,6 +24,7 @@ from relay.errors import (
     NotFound,
     Unauthenticated,
 )
+from relay.link import SharedLink
 from relay.stream.keys import ShardKeys, shard_of_run
 
 ALGORITHM = "HS256"

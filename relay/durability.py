@@ -4,7 +4,7 @@ from typing import Any, TypedDict
 
 import redis.exceptions
 
-from relay.connect import SharedLink
+from relay.link import SharedLink
 
 UNKNOWN = "unknown"
 """What the server does not tell, since its operator or its provider does not let us ask."""

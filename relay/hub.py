@@ -55,6 +55,11 @@ class Wake(IntEnum):
     GONE = 5  # its connection is lost
 
 
+_FRAMINGS = tuple(Framing)
+MODES = 2 * len(Framing)
+"""Ways of writing a burst: each framing, as it is and chunked."""
+
+
 class Burst:
     """Consecutive frames of one run that go out in one write, encoded once for each way of writing.
 
@@ -65,17 +70,20 @@ class Burst:
     __slots__ = ("ends", "first", "frames", "last", "whole", "wire")
 
     def __init__(self, whole: Sequence[Frame]) -> None:
-        end = next((place for place, frame in enumerate(whole, 1) if frame.last), None)
-        self.whole = whole
-        self.frames = whole[:end]
+        self.whole = self.frames = whole
+        self.ends = False
+        for place, frame in enumerate(whole, 1):
+            if frame.last:
+                self.frames, self.ends = whole[:place], True
+                break
         self.first = whole[0].id
         self.last = self.frames[-1].id
-        self.ends = end is not None
-        self.wire: list[bytes | None] = [None] * (2 * len(Framing))
+        self.wire: list[bytes | None] = [None] * MODES
 
     def encode(self, mode: int) -> bytes:
         """The frames as bytes. The mode is twice the framing, and one more where they are to be chunked."""
-        data = b"".join(frame.block(Framing(mode // 2)) for frame in self.frames)
+        framing = _FRAMINGS[mode // 2]
+        data = b"".join([frame.block(framing) for frame in self.frames])
         data = self.wire[mode] = chunk(data) if mode % 2 else data
         return data
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import redis.exceptions
 
-from relay.connect import SharedLink
+from relay.link import SharedLink
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 

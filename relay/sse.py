@@ -28,13 +28,16 @@ class Framing(IntEnum):
 
 def message(type: str, data: bytes, run_id: str | None = None) -> bytes:
     """The JSON line of a block. `type` comes from the registry, `data` is JSON text."""
-    label = b'"run_id":"%b",' % run_id.encode() if run_id is not None else b""
-    return b'{"type":"%b",%b"data":%b}' % (type.encode(), label, data)
+    if run_id is None:
+        return b'{"type":"%b","data":%b}' % (type.encode(), data)
+    return b'{"type":"%b","run_id":"%b","data":%b}' % (type.encode(), run_id.encode(), data)
 
 
 def opening(position: int | str, framing: Framing) -> bytes:
     """How a block begins; one line of JSON and `CLOSING` follow."""
-    return b"data: " if framing is Framing.PLAIN else b"id: %b\ndata: " % str(position).encode()
+    if framing is Framing.PLAIN:
+        return b"data: "
+    return b"id: %b\ndata: " % (b"%d" % position if type(position) is int else str(position).encode())
 
 
 CLOSING = b"\n\n"
@@ -48,11 +51,14 @@ class Frame:
     `last` says that the stream ends with this frame.
     """
 
+    __slots__ = ("_messages", "id", "last", "run_id")
+
     def __init__(
         self, event_id: int, run_id: str, messages: Sequence[tuple[str, bytes]], *, last: bool = False
     ) -> None:
-        if any(b"\n" in data or b"\r" in data for _, data in messages):
-            raise ValueError("the data of a message is one line")
+        for _, data in messages:
+            if b"\n" in data or b"\r" in data:
+                raise ValueError("the data of a message is one line")
         self.id = event_id
         self.run_id = run_id
         self.last = last
@@ -61,9 +67,11 @@ class Frame:
     def block(self, framing: Framing, position: str | None = None) -> bytes:
         """The block, with the event's id, or with the position of a viewer for whom that is not enough."""
         label = self.run_id if framing is Framing.LABELLED else None
-        *state, event = [message(type, data, label) for type, data in self._messages]
-        before = b"".join(opening(0, Framing.PLAIN) + line + CLOSING for line in state)
-        return before + opening(position or self.id, framing) + event + CLOSING
+        *state, (type, data) = self._messages
+        block = opening(position or self.id, framing) + message(type, data, label) + CLOSING
+        for type, data in reversed(state):
+            block = opening(0, Framing.PLAIN) + message(type, data, label) + CLOSING + block
+        return block
 
 
 def greeting(retry_ms: int) -> bytes:

@@ -9,12 +9,13 @@ import redis.exceptions
 from prometheus_client.core import Metric
 
 from relay import lag, metrics
-from relay.connect import SharedLink
 from relay.exposition import counted, gauge
 from relay.http.ops import Health, on_loop
 from relay.http.seats import Seats
 from relay.http.viewing import Shard
 from relay.lag import Lag
+from relay.link import SharedLink
+from relay.stream.keys import StreamId
 
 READ_S = 8.0
 """How long a scrape waits for the stores: below Prometheus's own 10 s."""
@@ -81,7 +82,8 @@ class Figures:
         tailers = {}
         for shard, its in lags.items():
             position = self._shards[shard].tailer.position
-            behind_s = (its.top.ms - position.ms) / 1000 if position and position < its.top else 0.0
+            reached = StreamId.parse(position) if position else its.top
+            behind_s = (its.top.ms - reached.ms) / 1000
             tailers[str(shard)] = max(0.0, behind_s)
         yield gauge(
             "relay_tailer_lag_seconds",

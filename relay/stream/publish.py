@@ -9,14 +9,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from hashlib import blake2b
+from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis.exceptions
 
 from relay import metrics
-from relay.connect import Link, bulk, command
 from relay.errors import (
     DatabaseUnavailable,
     KeyReused,
@@ -26,7 +25,9 @@ from relay.errors import (
     RelayError,
     RunQuota,
 )
+from relay.link import Link, command
 from relay.stream import functions
+from relay.stream.calls import AppendCall
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
 
@@ -44,9 +45,6 @@ REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
 
 UNBOUNDED = 1 << 53
 """More runs than there can be."""
-
-_NO_KEY = bulk(0) + bulk(b"")
-
 
 Settled = Callable[[int | RelayError], None]
 """Is told how an append went: the ordinal of the first event, or why it was not stored."""
@@ -145,10 +143,10 @@ class _Lane:
         self._shard = shard
         self._keys = ShardKeys(shard)
         self._deadline_s = deadline_s
-        self._remember_ms = remember_ms
-        self._live_runs = live_runs
+        self._call = AppendCall(self._keys, remember_ms, live_runs)
         self._waiting: list[Group] = []
-        self._sending: set[asyncio.Task[None]] = set()
+        self._leaving = False
+        self._mending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._highest = 0
 
@@ -169,37 +167,68 @@ class _Lane:
 
     def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
         self._waiting.append(Group(events, key, self._loop.time(), settled))
-        if self._idle:
-            task = self._loop.create_task(self._send(self._idle.pop()))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
+        self._leave_soon()
 
-    async def _send(self, link: Link) -> None:
-        """Sends what waits until nothing does."""
-        groups: deque[Group] = deque()
+    def _leave_soon(self) -> None:
+        """Not at once: more may have come in with it."""
+        if self._waiting and self._idle and not self._leaving:
+            self._leaving = True
+            self._loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        self._leaving = False
+        while self._waiting and self._idle:
+            self._send(self._idle.pop(), self._take())
+
+    def _send(self, link: Link, groups: deque[Group]) -> None:
+        """One call: the ordinary way, without a task."""
+        within_s = groups[0].arrived + self._deadline_s - self._loop.time()
         try:
-            while self._waiting:
-                groups, connected = self._take(), False
-                try:
-                    async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
-                        await _connect(link)
-                        connected = True
-                        answers = await self._append(link, groups)
-                except TimeoutError:
-                    # Those behind waited as long as those in the call, and the server did not answer.
-                    _fail(groups, OutcomeUnknown() if connected else NotStored())
-                    self._give_up()
-                except RelayError as error:
-                    _fail(groups, error)
-                    await self._doubt(error)
-                else:
-                    self._settle(groups, answers)
+            link.ask(self._packed(groups), partial(self._answered, link, groups), within_s)
+        except redis.exceptions.ConnectionError:
+            self._mend(link, groups, None)
+
+    def _answered(self, link: Link, groups: deque[Group], answer: Any) -> None:
+        if isinstance(answer, Exception):
+            self._mend(link, groups, answer)
+        else:
+            self._settle(groups, answer)
+            self._rest(link)
+
+    def _rest(self, link: Link) -> None:
+        self._idle.append(link)
+        self._leave_soon()
+
+    def _mend(self, link: Link, groups: deque[Group], problem: Exception | None) -> None:
+        task = self._loop.create_task(self._carefully(link, groups, problem))
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _carefully(self, link: Link, groups: deque[Group], problem: Exception | None) -> None:
+        """The same where there is no connection, or where the first attempt ended in a problem."""
+        sent = problem is not None
+        try:
+            async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
+                if problem:
+                    await _only_refused(link, problem)
+                await _connect(link)
+                sent = True
+                answers = await self._append(link, groups)
+        except TimeoutError:
+            # Those behind waited as long as those in the call, and the server did not answer.
+            _fail(groups, OutcomeUnknown() if sent else NotStored())
+            self._give_up()
+        except RelayError as error:
+            _fail(groups, error)
+            await self._doubt(error)
         except BaseException:  # whatever it is: nobody waits for an answer that never comes
             _fail(groups, OutcomeUnknown())
             self._give_up()
             raise
+        else:
+            self._settle(groups, answers)
         finally:
-            self._idle.append(link)
+            self._rest(link)
 
     async def _doubt(self, error: RelayError) -> None:
         """Where one connection broke, the others have to prove that they did not."""
@@ -212,9 +241,10 @@ class _Lane:
         _fail(waiting, NotStored())
 
     def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
-        now = self._loop.time()
+        now, events = self._loop.time(), 0
         for answer in answers:
             group, first = groups.popleft(), abs(answer)
+            events += len(group.events)
             self._highest = max(self._highest, first + len(group.events) - 1)
             if answer in REFUSALS:
                 group.tell(REFUSALS[answer]())
@@ -226,6 +256,7 @@ class _Lane:
                     metrics.EVENTS[event.kind] += 1
             metrics.APPEND_SECONDS.observe(now - group.arrived)
             group.tell(first)
+        metrics.CALL_EVENTS.observe(events)
 
     def _take(self) -> deque[Group]:
         taken, events = 0, 0
@@ -238,44 +269,15 @@ class _Lane:
         return groups
 
     async def _append(self, link: Link, groups: Sequence[Group]) -> list[int]:
-        call = self._command(groups)
-        metrics.CALL_EVENTS.observe(sum(len(group.events) for group in groups))
+        call = self._packed(groups)
         try:
             return await _call(link, call)
         except _NoLog:
             await self._open(link)
             return await _call(link, call)
 
-    def _command(self, groups: Sequence[Group]) -> bytes:
-        """The call of the append function, as it goes over the wire.
-
-        Packed here and not word by word by the driver: what names an event's run and kind is made once a
-        call, which leaves a look-up and a format for each event.
-        """
-        runs: dict[str, int] = {}
-        names: dict[tuple[str, str], bytes] = {}
-        once: list[str] = []
-        words: list[bytes] = []
-        events = 0
-        for group in groups:
-            if group.key is None:
-                words.append(_NO_KEY)
-            else:
-                once.append(self._keys.once(group.key))
-                words.append(bulk(len(once)) + bulk(_digest(group.events)))
-            words.append(bulk(len(group.events)))
-            events += len(group.events)
-            for run_id, kind, text in group.events:
-                name = names.get((run_id, kind))
-                if name is None:
-                    place = runs.setdefault(run_id, len(runs) + 1)
-                    name = names[run_id, kind] = bulk(place) + bulk(kind)
-                words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
-        keys = [self._keys.log, *map(self._keys.run, runs), *once, self._keys.runs]
-        head: list[str | int] = ["FCALL", functions.APPEND, len(keys), *keys]
-        head += [len(runs), self._remember_ms, self._highest, self._live_runs, *runs]
-        count = len(head) + 3 * len(groups) + 3 * events
-        return b"".join([b"*%d\r\n" % count, *(bulk(word) for word in head), *words])
+    def _packed(self, groups: Sequence[Group]) -> bytes:
+        return self._call.packed([(group.events, group.key) for group in groups], self._highest)
 
     async def open(self) -> None:
         try:
@@ -294,8 +296,8 @@ class _Lane:
         await _call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
     async def close(self) -> None:
-        if self._sending:
-            await asyncio.wait(self._sending)
+        while self._mending:
+            await asyncio.wait(self._mending)
         for link in self._links:
             await link.drop()
 
@@ -325,6 +327,18 @@ async def _call(link: Link, call: bytes) -> list[int]:
     return answer
 
 
+async def _only_refused(link: Link, problem: Exception) -> None:
+    """Returns where the first attempt was not run, so that it can be repeated. Raises what it ended in."""
+    if isinstance(problem, redis.exceptions.ResponseError):
+        return
+    if isinstance(problem, RelayError):
+        raise problem
+    await link.drop()
+    if isinstance(problem, redis.exceptions.TimeoutError):
+        raise TimeoutError from problem
+    raise OutcomeUnknown from problem
+
+
 async def _connect(link: Link) -> None:
     try:
         await link.connect()
@@ -335,14 +349,6 @@ async def _connect(link: Link) -> None:
 
 class _NoLog(NotStored):
     """The shard log does not exist."""
-
-
-def _digest(events: Sequence[NewEvent]) -> str:
-    digest = blake2b(digest_size=16)
-    for event in events:
-        for part in (event.run_id.encode(), event.kind.encode(), event.text):
-            digest.update(len(part).to_bytes(4) + part)
-    return digest.hexdigest()
 
 
 def _fail(groups: deque[Group], error: RelayError) -> None:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import redis.exceptions
 from pydantic_core import from_json
 
-from relay.connect import SharedLink, Sharing
 from relay.errors import Unavailable
 from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
+from relay.link import SharedLink
+from relay.sharing import Sharing
 from relay.sse import Framing
 from relay.stream.entry import MalformedEntry, Record, decode, frame
 from relay.stream.keys import (

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import redis.exceptions
 
-from relay.connect import BLOCK_MS, Link
+from relay.connect import BLOCK_MS
 from relay.errors import Unavailable
 from relay.hub import Hub
+from relay.link import Link, bulk
 from relay.sse import Frame
 from relay.stream.entry import MalformedEntry, decode, frame
 from relay.stream.keys import ShardKeys, StreamId, top_of
@@ -41,9 +42,11 @@ class Tailer:
         self._hub = hub
         self._shard = shard
         self._log = ShardKeys(shard).log
+        words: list[str | int] = ["XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", self._log]
+        self._read_after = b"*%d\r\n" % (len(words) + 1) + b"".join(map(bulk, words))
         self._ready = asyncio.Event()
-        self.position: StreamId | None = None
-        """Up to where the hub has the news; None while nobody watches."""
+        self.position: bytes | None = None
+        """The stream id up to which the hub has the news; None while nobody watches."""
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Waits until what is appended from now on reaches the hub. Raises Unavailable after `timeout_s`."""
@@ -82,7 +85,7 @@ class Tailer:
         """From the top of the log on, until nobody watches any more."""
         clock = asyncio.get_running_loop().time
         await self._link.connect()
-        position = self.position = await self._top()
+        position = self.position = str(await self._top()).encode()
         self._hub.hold_all()
         self._ready.set()
         heard = clock()
@@ -94,14 +97,12 @@ class Tailer:
                 raise LostPlace
             if entries:
                 self._dispatch(entries)
-                position = self.position = StreamId.parse(entries[-1][0])
-            elif await self._top() < position:
+                position = self.position = entries[-1][0]
+            elif await self._top() < StreamId.parse(position):
                 raise LostPlace
 
-    async def _read(self, position: StreamId) -> Sequence[tuple[bytes, list[bytes]]]:
-        reply = await self._link.command(
-            "XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", self._log, str(position)
-        )
+    async def _read(self, position: bytes) -> Sequence[tuple[bytes, list[bytes]]]:
+        reply = await self._link.send(self._read_after + bulk(position))
         return reply[0][1] if reply else ()
 
     async def _top(self) -> StreamId:

@@ -23,8 +23,8 @@ import persister.__main__
 import relay.cli
 from persister.consumer import Consumer, Delivery
 from persister.store import Store
-from relay.connect import Link
 from relay.hub import Burst, State, Viewer
+from relay.link import Link
 from relay.stream import functions
 from relay.stream.publish import _Lane
 from relay.stream.replay import Replay

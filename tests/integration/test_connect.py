@@ -14,7 +14,7 @@ import redis
 import uvloop
 
 from relay import connect
-from relay.connect import Database, Link, SharedLink
+from relay.connect import Database
 from relay.errors import DatabaseUnavailable, Misconfigured
 from tests.conftest import Servers
 from tests.waiting import until
@@ -32,7 +32,7 @@ async def test_many_questions_share_a_connection_and_equal_ones_an_answer(
 ) -> None:
     client.mset({str(number): number for number in range(500)})
     client.config_resetstat()
-    link = SharedLink(servers.redis_url)
+    link = connect.shared_link(servers.redis_url)
     answers = await asyncio.gather(*(link.ask("GET", str(number // 2)) for number in range(1000)))
     assert answers == [b"%d" % (number // 2) for number in range(1000)]
     stats = client.info("commandstats")
@@ -42,7 +42,7 @@ async def test_many_questions_share_a_connection_and_equal_ones_an_answer(
 
 async def test_a_refused_question_hurts_no_other(servers: Servers, client: redis.Redis) -> None:
     client.set("text", "x")
-    link = SharedLink(servers.redis_url)
+    link = connect.shared_link(servers.redis_url)
     asked = [link.ask("INCR", "text"), link.ask("GET", "text"), link.ask("NONSENSE")]
     refused, answered, unknown = await asyncio.gather(*asked, return_exceptions=True)
     assert answered == b"x"
@@ -51,7 +51,7 @@ async def test_a_refused_question_hurts_no_other(servers: Servers, client: redis
 
 
 async def test_an_answer_is_never_older_than_its_question(servers: Servers, client: redis.Redis) -> None:
-    link = SharedLink(servers.redis_url)
+    link = connect.shared_link(servers.redis_url)
     client.set("n", 0)
     for number in range(50):
         before = asyncio.create_task(link.ask("GET", "n"))
@@ -66,7 +66,7 @@ async def test_one_who_gives_up_waiting_does_not_spoil_it_for_others(
     servers: Servers, client: redis.Redis
 ) -> None:
     client.set("k", "v")
-    link = SharedLink(servers.redis_url)
+    link = connect.shared_link(servers.redis_url)
     one, other = asyncio.create_task(link.ask("GET", "k")), asyncio.create_task(link.ask("GET", "k"))
     await asyncio.sleep(0)
     one.cancel()
@@ -75,7 +75,7 @@ async def test_one_who_gives_up_waiting_does_not_spoil_it_for_others(
 
 
 async def test_a_connection_that_died_unnoticed_is_replaced(servers: Servers, client: redis.Redis) -> None:
-    link = SharedLink(servers.redis_url)
+    link = connect.shared_link(servers.redis_url)
     await link.ask("PING")
     client.client_kill_filter(_type="normal", skipme=True)
     assert await link.ask("PING") == b"PONG"
@@ -83,7 +83,7 @@ async def test_a_connection_that_died_unnoticed_is_replaced(servers: Servers, cl
 
 
 async def test_a_server_that_is_away_is_an_error_for_all_who_ask() -> None:
-    link = SharedLink("redis://127.0.0.1:1/0")
+    link = connect.shared_link("redis://127.0.0.1:1/0")
     answers = await asyncio.gather(link.ask("PING"), link.ask("GET", "k"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [redis.exceptions.ConnectionError] * 2
     await link.close()
@@ -144,11 +144,11 @@ def pong_and_reset(listener: socket.socket, answered: threading.Event) -> None:
 
 
 async def ask_before_and_after_a_reset(port: int, answered: threading.Event) -> None:
-    link = Link(f"redis://127.0.0.1:{port}", 5)
+    link = connect.append_link(f"redis://127.0.0.1:{port}")
     await link.connect()
     assert await link.command("PING") == b"PONG"
     answered.set()
-    await until(lambda: link._connection._reader.exception() is not None, "the reset to arrive")
+    await until(lambda: link._replies.lost, "the reset to arrive")
     with pytest.raises(redis.exceptions.ConnectionError):
         await link.command("PING")
     await link.drop()

@@ -7,7 +7,8 @@ import pytest
 import redis
 
 from relay import durability, lag
-from relay.connect import SharedLink
+from relay.connect import shared_link
+from relay.link import SharedLink
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 KEYS = ShardKeys(0)
@@ -16,7 +17,7 @@ KEYS = ShardKeys(0)
 @pytest.fixture
 async def link(store: redis.Redis) -> AsyncIterator[SharedLink]:
     options = store.get_connection_kwargs()
-    made = SharedLink(f"redis://:{options.get('password') or ''}@{options['host']}:{options['port']}/0")
+    made = shared_link(f"redis://:{options.get('password') or ''}@{options['host']}:{options['port']}/0")
     yield made
     await made.close()
 
@@ -88,7 +89,7 @@ async def test_where_we_may_not_ask_for_settings_the_rest_is_still_told(
     settings: Any = store.config_get("appendonly")
     options = store.get_connection_kwargs()
     store.execute_command("ACL", "SETUSER", "few", "reset", "on", ">few", "+info", "+ping")  # type: ignore[no-untyped-call]
-    few = SharedLink(f"redis://few:few@{options['host']}:{options['port']}/0")
+    few = shared_link(f"redis://few:few@{options['host']}:{options['port']}/0")
     try:
         kept = await durability.in_force(few, None)
     finally:

@@ -174,7 +174,7 @@ class Logs(RuleBasedStateMachine):
         self.hands: dict[str, list[Delivery]] = {}
         self.counter = 0
         self.ahead = False
-        self.link = self._now(self._make(lambda: connect.SharedLink(self.valkey.url)))
+        self.link = self._now(self._make(lambda: connect.shared_link(self.valkey.url)))
         self.publisher = self._now(self._make(self._publisher))
 
     @staticmethod

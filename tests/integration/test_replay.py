@@ -46,7 +46,7 @@ async def replay(
     servers: Servers, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Replay]:
     monkeypatch.setattr(replay_module, "PAGE", 5)
-    client = connect.SharedLink(servers.redis_url)
+    client = connect.shared_link(servers.redis_url)
     yield Replay(client, History(database), 1)
     await client.close()
 
@@ -166,7 +166,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
     publisher: Publisher, servers: Servers
 ) -> None:
     ids = await publisher.append([event() for _ in range(3)])
-    client = connect.SharedLink(servers.redis_url)
+    client = connect.shared_link(servers.redis_url)
     away = Database("postgresql://127.0.0.1:1/none", 1)
     replay = Replay(client, History(away), 1)
     assert await everything_after(replay, ids[0]) == ids[1:]
@@ -177,7 +177,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
 
 
 async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
-    client = connect.SharedLink("redis://127.0.0.1:1/0")
+    client = connect.shared_link("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable):
         await Replay(client, History(database), 1).after(RUN, 5)
     await client.close()

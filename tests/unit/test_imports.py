@@ -29,7 +29,15 @@ LAYERS = [
         "relay.lag",
         "relay.durability",
     },
-    {"relay.hub", "relay.connect", "relay.settings", "relay.listener", "relay.exposition"},
+    {
+        "relay.hub",
+        "relay.connect",
+        "relay.link",
+        "relay.stream.calls",
+        "relay.settings",
+        "relay.listener",
+        "relay.exposition",
+    },
     {
         "relay.stream.keys",
         "relay.stream.entry",
@@ -37,13 +45,15 @@ LAYERS = [
         "relay.events",
         "relay.sse",
         "relay.errors",
+        "relay.sharing",
         "relay.garbage",
         "relay.metrics",
         "relay.logs",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.settings", "relay.listener", "relay.exposition", *LAYERS[5]}
+SHARED = {"relay.connect", "relay.link", "relay.settings", "relay.listener", "relay.exposition"}
+FOR_PERSISTERS = SHARED | LAYERS[5]
 FRAMEWORKS = {"fastapi", "starlette"}
 
 

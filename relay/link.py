@@ -1,0 +1,276 @@
+"""Connections to Redis for the event loop, without a task, a stream or a context manager for each command.
+
+The driver makes a connection, with all that belongs to it: address, TLS, user and password, number of the
+database. Then its transport is ours: commands are written to it as they are, and hiredis reads the replies.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import hiredis
+import redis.asyncio
+import redis.exceptions
+from redis._parsers import BaseParser
+
+from relay import metrics
+from relay.errors import OutcomeUnknown
+from relay.sharing import noticed
+
+WAITAOF_MS = 2_000
+"""How long a server may take to have a write in the files that were asked for: below a link's `reply_s`."""
+
+
+def bulk(word: str | bytes | int) -> bytes:
+    """A word of a command, as RESP writes it."""
+    data = word if isinstance(word, bytes) else str(word).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def command(*words: str | bytes | int) -> bytes:
+    """A command, as RESP writes it."""
+    return b"".join([b"*%d\r\n" % len(words), *map(bulk, words)])
+
+
+class Durability:
+    """In how many files, the server's own and its replicas', a write has to be before it counts as kept."""
+
+    def __init__(self, asked: str) -> None:
+        self._asked = [int(count) for count in asked.split(",")]
+        self.words: Sequence[str | int] = ("WAITAOF", *self._asked, WAITAOF_MS)
+        """The command that waits for the last write of its connection."""
+
+    def reached(self, answer: Any) -> bool:
+        """Whether that many were reached: the server also answers where it was fewer, in the end."""
+        return isinstance(answer, list) and all(
+            got >= asked for got, asked in zip(answer, self._asked, strict=True)
+        )
+
+
+Answered = Callable[[Any], None]
+"""Is told the answer: it may be a ResponseError, or the error by which the connection ended."""
+
+
+class _Replies(asyncio.Protocol):
+    """What comes in on one connection: the replies to what was asked last."""
+
+    def __init__(self) -> None:
+        self._parser = hiredis.Reader(
+            protocolError=redis.exceptions.InvalidResponse,
+            replyError=BaseParser.parse_error,
+        )
+        self._replies: list[Any] = []
+        self._count = 0
+        self._done: Answered | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.lost: Exception | None = None
+        """Why nothing can be asked any more."""
+
+    def expect(self, count: int, done: Answered, within_s: float) -> None:
+        """`done` gets the list of that many replies."""
+        self._replies, self._count, self._done = [], count, done
+        self._late = self._loop.call_later(within_s, self.late)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        try:
+            while (reply := self._parser.gets()) is not False:
+                self._replies.append(reply)
+        except redis.exceptions.InvalidResponse as error:
+            self.fail(error)
+            return
+        if len(self._replies) >= self._count:
+            self._complete()
+
+    def _complete(self) -> None:
+        if len(self._replies) > self._count or self._done is None:
+            self.fail(redis.exceptions.InvalidResponse("the server said more than it was asked"))
+        else:
+            self._tell(self._replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail(redis.exceptions.ConnectionError("the connection was lost"))
+
+    def late(self) -> None:
+        self.fail(redis.exceptions.TimeoutError("there was no reply in time"))
+
+    def fail(self, error: Exception) -> None:
+        """Nothing can be asked any more, and nobody waits any longer."""
+        self.lost = self.lost or error
+        if self._done is not None:
+            self._tell(error)
+
+    def _tell(self, answer: list[Any] | Exception) -> None:
+        done, self._done = self._done, None
+        if self._late is not None:
+            self._late.cancel()
+        if done is not None:
+            done(answer)
+
+
+class Link:
+    """One connection to Redis for one user at a time: every command is sent once, and answered or failed.
+
+    A command that is not answered within `reply_s` fails with redis.exceptions.TimeoutError. Where a command
+    raises, or is answered by, anything but a ResponseError, call `drop`.
+    """
+
+    def __init__(self, connection: redis.asyncio.Connection, reply_s: float) -> None:
+        self._connection = connection
+        self._reply_s = reply_s
+        self._transport: asyncio.WriteTransport | None = None
+        self._replies: _Replies
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command can be sent, as far as is known."""
+        transport = self._transport
+        return transport is not None and self._replies.lost is None and not transport.is_closing()
+
+    async def connect(self) -> None:
+        """Connects, unless it was connected before."""
+        if self._transport is not None:
+            return
+        metrics.CONNECTIONS.value += 1
+        await self._connection.connect()  # type: ignore[no-untyped-call]
+        # All that the driver asked is answered, so nothing of ours is in its buffers.
+        transport: Any = self._connection._writer.transport  # type: ignore[union-attr]
+        self._replies = _Replies()
+        transport.set_protocol(self._replies)
+        self._transport = transport
+
+    def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
+        """Sends a packed command; `done` is told the answer. Raises redis.exceptions.ConnectionError."""
+        self._ask(packed, 1, lambda answer: done(answer[0] if type(answer) is list else answer), within_s)
+
+    def _ask(self, packed: bytes, count: int, done: Answered, within_s: float | None = None) -> None:
+        transport = self._transport
+        if transport is None or self._replies.lost or transport.is_closing():
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
+        try:
+            transport.write(packed)
+        except RuntimeError as error:  # uvloop's word for a connection that is closed
+            raise redis.exceptions.ConnectionError("the connection was lost while it was idle") from error
+        self._replies.expect(count, done, self._reply_s if within_s is None else within_s)
+
+    async def command(self, *words: str | bytes | int) -> Any:
+        """What the server answers. Raises a redis error."""
+        return await self.send(command(*words))
+
+    async def send(self, packed: bytes) -> Any:
+        """What the server answers to a command that is packed already. Raises as `command` does."""
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.ask(packed, partial(_resolve, answer))
+        return await answer
+
+    async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        """What the server answers to each; a refusal is an answer here."""
+        answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        packed = b"".join(command(*words) for words in commands)
+        self._ask(packed, len(commands), partial(_resolve, answers))
+        return await answers
+
+    async def drop(self) -> None:
+        """Gives the connection up at once; the next `connect` makes a new one."""
+        self._transport = None
+        await self._connection.disconnect(nowait=True)
+
+
+def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    """Hands an answer to whoever waits for it, if anybody still does."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+class DurableLink(Link):
+    """A link on which a command is answered once as many files as were asked for hold what it wrote.
+
+    Where they do not in time, the answer is OutcomeUnknown: it is written, and may be lost with the server.
+    """
+
+    def __init__(self, connection: redis.asyncio.Connection, reply_s: float, durability: Durability) -> None:
+        super().__init__(connection, reply_s)
+        self._durability = durability
+
+    def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
+        self._ask(packed + command(*self._durability.words), 2, lambda both: done(self._kept(both)), within_s)
+
+    def _kept(self, both: Any) -> Any:
+        if isinstance(both, Exception):
+            return both
+        answer, kept = both
+        refused = isinstance(answer, redis.exceptions.ResponseError)
+        if refused or self._durability.reached(kept):
+            return answer
+        metrics.SHORTFALLS.value += 1
+        return OutcomeUnknown()
+
+
+class SharedLink:
+    """One connection for the short reads of many, whoever and however many they are.
+
+    What is asked while answers are awaited leaves together in the next round, and the same question only
+    once. An answer is never older than its question.
+    """
+
+    ROUND = 100
+    """Questions in one round: what comes in later does not wait for too many others."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._waiting: dict[tuple[str | int, ...], asyncio.Future[Any]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    async def ask(self, *words: str | int) -> Any:
+        """What the server answers. Raises a redis error."""
+        answer = self._waiting.get(words)
+        if answer is None:
+            answer = self._waiting[words] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(noticed)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(answer)
+
+    async def _ask_all(self) -> None:
+        """Rounds until nobody waits."""
+        try:
+            while self._waiting:
+                questions = list(self._waiting)[: self.ROUND]
+                answers = [self._waiting.pop(question) for question in questions]
+                try:
+                    replies = await self._round(questions)
+                except BaseException:
+                    for answer in answers:  # nobody waits for a reply that never comes
+                        answer.set_exception(redis.exceptions.ConnectionError("there was no reply"))
+                    raise
+                for answer, reply in zip(answers, replies, strict=True):
+                    if isinstance(reply, Exception):
+                        answer.set_exception(reply)
+                    else:
+                        answer.set_result(reply)
+        finally:
+            self._asking = None
+
+    async def _round(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
+        """The replies, or errors. Asks twice, since the connection may have died unnoticed, and reads can
+        be repeated."""
+        for last in (False, True):
+            try:
+                await self._link.connect()
+                return await self._link.commands(questions)
+            except (redis.exceptions.RedisError, OSError) as error:
+                await self._link.drop()
+                if last or isinstance(error, redis.exceptions.TimeoutError):
+                    return [redis.exceptions.ConnectionError(str(error)) for _ in questions]
+        raise AssertionError("the last attempt returns")
+
+    async def close(self) -> None:
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
+        await self._link.drop()

@@ -1,0 +1,79 @@
+"""The call of the append function, as it goes over the wire. Pure: no I/O.
+
+Packed here and not word by word by the driver: what comes again from call to call is in bytes already, what
+names an event's run and kind is made once a call, and that leaves a look-up and a format for each event.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+from relay.link import bulk
+from relay.stream import functions
+from relay.stream.entry import NewEvent
+from relay.stream.keys import ShardKeys
+
+word = lru_cache(maxsize=4096)(bulk)
+"""A word that comes again: a count, a kind, a name of a run."""
+
+_NO_KEY = bulk(0) + bulk(b"")
+
+
+class AppendCall:
+    """Calls for one shard. Their words are described in functions.lua."""
+
+    def __init__(self, keys: ShardKeys, remember_ms: int, live_runs: int) -> None:
+        self._keys = keys
+        self._function = bulk("FCALL") + bulk(functions.APPEND)
+        self._log = bulk(keys.log)
+        self._runs = bulk(keys.runs)
+        self._remember_ms = bulk(remember_ms)
+        self._live_runs = bulk(live_runs)
+
+    def packed(self, groups: Iterable[tuple[Sequence[NewEvent], str | None]], highest: int) -> bytes:
+        """A call that appends groups of events, each with its idempotency key; `highest` is the highest
+        ordinal that is known to be taken."""
+        runs: dict[str, int] = {}
+        names: dict[tuple[str, str], bytes] = {}
+        once: list[bytes] = []
+        words: list[bytes] = []
+        count = 9
+        for events, key in groups:
+            if key is None:
+                words.append(_NO_KEY)
+            else:
+                once.append(bulk(self._keys.once(key)))
+                words.append(word(len(once)) + bulk(_digest(events)))
+            words.append(word(len(events)))
+            count += 3 + 3 * len(events)
+            for run_id, kind, text in events:
+                name = names.get((run_id, kind))
+                if name is None:
+                    place = runs.setdefault(run_id, len(runs) + 1)
+                    name = names[run_id, kind] = word(place) + word(kind)
+                words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
+        return b"".join(
+            [
+                b"*%d\r\n" % (count + 2 * len(runs) + len(once)),
+                self._function,
+                word(len(runs) + len(once) + 2),
+                self._log,
+                *[word(self._keys.run(run_id)) for run_id in runs],
+                *once,
+                self._runs,
+                word(len(runs)),
+                self._remember_ms,
+                bulk(highest),
+                self._live_runs,
+                *map(word, runs),
+                *words,
+            ]
+        )
+
+
+def _digest(events: Sequence[NewEvent]) -> str:
+    digest = blake2b(digest_size=16)
+    for event in events:
+        for part in (event.run_id.encode(), event.kind.encode(), event.text):
+            digest.update(len(part).to_bytes(4) + part)
+    return digest.hexdigest()
