@@ -20,9 +20,9 @@ from tests.waiting import wait_until
 Samples = Mapping[tuple[str, ...], float]
 
 
-def samples(url: str) -> Samples:
+def samples(relay: Relay, of: str = "ops_url") -> Samples:
     """What is scraped there, by name and labels."""
-    answer = httpx.get(f"{url}/metrics", timeout=20)
+    answer = relay.ops("/metrics", of)
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -31,14 +31,7 @@ def samples(url: str) -> Samples:
     }
 
 
-def ops(relay: Relay) -> str:
-    url: str = relay.ready["ops_url"]
-    return url
-
-
-def persister(relay: Relay) -> str:
-    url: str = relay.ready["persister_ops_url"]
-    return url
+PERSISTER = "persister_ops_url"
 
 
 def growth(before: Samples, after: Samples) -> dict[tuple[str, ...], float]:
@@ -49,10 +42,10 @@ def growth(before: Samples, after: Samples) -> dict[tuple[str, ...], float]:
 
 def test_row_46_the_private_listener_has_what_users_do_not_see(relay: Relay, plain: Relay) -> None:
     for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"):
-        assert httpx.get(ops(relay) + path).status_code == 200, path
-    assert httpx.get(f"{ops(relay)}/openapi.json").json() == relay.http.get("/openapi.json").json()
+        assert relay.ops(path).status_code == 200, path
+    assert relay.ops("/openapi.json").json() == relay.http.get("/openapi.json").json()
     assert relay.http.get("/metrics").status_code == 404
-    assert httpx.post(f"{ops(relay)}/research-pipeline/events/heartbeat").status_code == 501
+    assert httpx.post(f"{relay.ready['ops_url']}/research-pipeline/events/heartbeat").status_code == 501
 
 
 def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) -> None:
@@ -61,16 +54,16 @@ def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) 
         "checks": {"redis": "ok", "postgres": "ok"},
         "durability": {"appendonly": "yes", "appendfsync": "always", "waitaof": None},
     }
-    assert httpx.get(f"{ops(relay)}/readyz").json() == expected
+    assert relay.ops("/readyz").json() == expected
     assert relay.http.get("/readyz").json() == expected
-    assert httpx.get(f"{persister(relay)}/readyz").json() == {"status": "ok", "checks": {"shard 0": "ok"}}
-    assert httpx.get(f"{persister(relay)}/livez").json() == {"status": "ok"}
+    assert relay.ops("/readyz", PERSISTER).json() == {"status": "ok", "checks": {"shard 0": "ok"}}
+    assert relay.ops("/livez", PERSISTER).json() == {"status": "ok"}
 
 
 def test_what_happens_is_counted(relay: Relay) -> None:
     run_id, kind = new_run_id(), "paper_generation_progress"
     relay.claim(run_id)
-    before, stored = samples(ops(relay)), samples(persister(relay))
+    before, stored = samples(relay), samples(relay, PERSISTER)
     event = {"run_id": run_id, "event": progress()}
     for _ in range(3):
         assert (
@@ -85,9 +78,9 @@ def test_what_happens_is_counted(relay: Relay) -> None:
     watching.ended()
     relay.archived(run_id, 7)
     wait_until(
-        lambda: growth(stored, samples(persister(relay))).get(("persister_rows_total", "0")) == 8, "rows"
+        lambda: growth(stored, samples(relay, PERSISTER)).get(("persister_rows_total", "0")) == 8, "rows"
     )
-    grown = growth(before, samples(ops(relay)))
+    grown = growth(before, samples(relay))
     assert {
         key: grown[key]
         for key in grown
@@ -112,12 +105,12 @@ def test_what_happens_is_counted(relay: Relay) -> None:
 def test_where_the_logs_and_viewers_stand_is_found_at_each_scrape(relay: Relay) -> None:
     run_id = new_run_id()
     relay.claim(run_id)
-    before = samples(ops(relay))["relay_viewers",]
+    before = samples(relay)["relay_viewers",]
     watching = Viewer(relay, run_id).connected()
     relay.progress(run_id, progress())
     watching.wait(2)
     relay.archived(run_id, 1)
-    seen = samples(ops(relay))
+    seen = samples(relay)
     assert seen["relay_viewers",] == before + 1
     assert seen["relay_dependency_up", "redis"] == seen["relay_dependency_up", "postgres"] == 1
     assert seen["relay_tailer_lag_seconds", "0"] == 0
@@ -128,11 +121,11 @@ def test_where_the_logs_and_viewers_stand_is_found_at_each_scrape(relay: Relay) 
     assert seen["relay_dead_letters", "0"] == client.xlen("relay:{0}:dead")
     client.close()
     watching.cut()
-    wait_until(lambda: samples(ops(relay))["relay_viewers",] == before, "the viewer to be gone")
+    wait_until(lambda: samples(relay)["relay_viewers",] == before, "the viewer to be gone")
 
 
 def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay: Relay) -> None:
-    before = samples(ops(relay)).keys() | samples(persister(relay)).keys()
+    before = samples(relay).keys() | samples(relay, PERSISTER).keys()
     for _ in range(2):
         runs = [new_run_id() for _ in range(1000)]
         batch = [
@@ -144,10 +137,10 @@ def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay:
         Viewer(relay, run_id).connected().cut()
         assert relay.post(f"/{run_id}", {}).status_code == 404
         assert relay.http.delete(f"/livez?{run_id}").status_code == 405
-    after = samples(ops(relay)).keys() | samples(persister(relay)).keys()
+    after = samples(relay).keys() | samples(relay, PERSISTER).keys()
     assert after == before
     assert not [key for key in after if any(label in runs for label in key)]
-    assert all(not math.isnan(value) for value in samples(ops(relay)).values())
+    assert all(not math.isnan(value) for value in samples(relay).values())
 
 
 def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Relay, place: Path) -> None:
