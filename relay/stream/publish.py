@@ -242,6 +242,7 @@ class _Lane:
 
     def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
         now, events = self._loop.time(), 0
+        stored, observe = metrics.EVENTS, metrics.APPEND_SECONDS.observe
         for answer in answers:
             group, first = groups.popleft(), abs(answer)
             events += len(group.events)
@@ -252,9 +253,9 @@ class _Lane:
             if answer < 0:
                 metrics.REPEATS.value += 1
             else:
-                for event in group.events:
-                    metrics.EVENTS[event.kind] += 1
-            metrics.APPEND_SECONDS.observe(now - group.arrived)
+                for _, kind, _ in group.events:
+                    stored[kind] += 1
+            observe(now - group.arrived)
             group.tell(first)
         metrics.CALL_EVENTS.observe(events)
 

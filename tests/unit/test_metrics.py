@@ -1,7 +1,10 @@
 """Figures as they are counted, and as Prometheus reads them."""
 
+import json
+
 from prometheus_client.parser import text_string_to_metric_families
 
+from persister.health import pages
 from persister.metrics import Figures, collect
 from relay import metrics
 from relay.exposition import counted, page
@@ -68,3 +71,18 @@ def test_the_figures_of_a_persister_are_those_of_its_loops() -> None:
     assert samples["persister_busy_seconds", "0"] == 1.5
     loops[0].figures.went_on()
     assert (loops[0].figures.trouble, loops[1].figures.trouble) == (None, "TimeoutError")
+
+
+def test_a_persister_says_what_it_waits_for_and_whether_it_is_stuck() -> None:
+    loops = [Loop(), Loop()]
+    shown = pages(loops, 120)
+    assert [shown[path]().status for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+    loops[1].figures.failed("postgres", "The archive is not available; try again later.")
+    answer = shown["/readyz"]()
+    assert (answer.status, json.loads(answer.body)["checks"]) == (
+        503,
+        {"shard 0": "ok", "shard 1": "The archive is not available; try again later."},
+    )
+    assert shown["/livez"]().status == 200, "to start it again would not help"
+    loops[0].busy_s = 121
+    assert shown["/livez"]().status == 503
