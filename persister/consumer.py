@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -20,11 +20,20 @@ BLOCK_MS = 1_000
 """How long a read waits for news, and so how long a stop may take."""
 
 
-class Delivery(NamedTuple):
-    """An entry as the group delivered it. No fields: it is gone from the log."""
+Delivery = tuple[bytes, Sequence[bytes] | None]
+"""An entry as the group delivered it: stream id, and fields. No fields: it is gone from the log. (The driver
+gives lists of two; they are not all made anew to be tuples.)"""
 
-    stream_id: bytes
-    fields: Sequence[bytes] | None
+FIRST_COUNT = 100
+GROWTH = 8
+"""How many times as large as the last batch the next one may be, until it is known how large events are."""
+
+
+class Settlement(NamedTuple):
+    """What is stored: the ids of the entries, and of each run's newest among them."""
+
+    stream_ids: Sequence[bytes]
+    newest: Mapping[str, str]
 
 
 class NotKept(Unavailable):
@@ -50,6 +59,9 @@ class Consumer:
         self._durability = Durability(settings.waitaof) if settings.waitaof else None
         self._backlog = True
         self._claim_at = 0.0
+        self._count = min(FIRST_COUNT, settings.persister_batch)
+        self.full = False
+        """Whether the last batch of new entries was as large as was asked for, so that more is likely."""
         self.lost = 0
         """Entries that were gone from the log before they were archived."""
 
@@ -68,7 +80,7 @@ class Consumer:
 
         WAITAOF waits for the last write of a connection, so one that changes nothing goes before it.
         """
-        durability, present = self._durability, [item.stream_id for item in batch if item.fields]
+        durability, present = self._durability, [stream_id for stream_id, fields in batch if fields]
         if durability is None or not present:
             return batch
         with self._redis.pipeline(transaction=False) as pipe:
@@ -93,56 +105,85 @@ class Consumer:
             self._claim_at = time.monotonic() + self._settings.persister_claim_s / 2
         return self._read(">")
 
-    def claim_more(self) -> list[Delivery]:
+    def claim_more(self, settlement: Settlement | None = None) -> list[Delivery]:
         """New entries beside a batch that is under way, without waiting for any; none where it is time to
-        look for what comes before new ones. Raises NotKept."""
+        look for what comes before new ones. What is stored is acknowledged with it, in one round trip and
+        so with one sync to the server's disk. Raises NotKept."""
         if self._backlog or time.monotonic() >= self._claim_at:
+            if settlement:
+                self.settle(settlement)
             return []
-        return self._kept(self._read(">", wait=False))
+        if not settlement:
+            return self._kept(self._read(">", wait=False))
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.fcall(functions.SETTLE, 1 + len(settlement.newest), *self._settling(settlement))
+            pipe.execute_command("XREADGROUP", *self._reading(">", wait=False))  # type: ignore[no-untyped-call]
+            settled, claimed = pipe.execute(raise_on_error=False)
+        if isinstance(settled, Exception):
+            self._backlog = True  # what was claimed with it is delivered again
+            self.settle(settlement)
+            return []
+        return self._kept(self._claimed(claimed))
 
-    def settle(self, batch: Sequence[Delivery], newest: dict[str, str]) -> None:
-        """Acknowledges a batch that is stored. `newest` has the id of each run's newest entry in it."""
-        self._call(
-            functions.SETTLE,
-            [self._keys.log, *map(self._keys.run, newest)],
-            [
-                GROUP,
-                int(self._settings.run_log_ttl_s * 1000),
-                self._settings.run_log_entries,
-                b" ".join([delivery.stream_id for delivery in batch]),
-                *newest.values(),
-            ],
-        )
+    def settle(self, settlement: Settlement) -> None:
+        """Acknowledges what is stored."""
+        self._call(functions.SETTLE, 1 + len(settlement.newest), self._settling(settlement))
+
+    def _settling(self, settlement: Settlement) -> list[Any]:
+        return [
+            self._keys.log,
+            *map(self._keys.run, settlement.newest),
+            GROUP,
+            int(self._settings.run_log_ttl_s * 1000),
+            self._settings.run_log_entries,
+            b" ".join(settlement.stream_ids),
+            *settlement.newest.values(),
+        ]
 
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Moves an entry that can not be stored to the dead letters."""
-        self._call(
-            functions.BURY,
-            [self._keys.log, self._keys.dead_letters],
-            [GROUP, delivery.stream_id, "id", delivery.stream_id, "reason", reason, *(delivery.fields or ())],
-        )
+        stream_id, fields = delivery
+        letter = [GROUP, stream_id, "id", stream_id, "reason", reason, *(fields or ())]
+        self._call(functions.BURY, 2, [self._keys.log, self._keys.dead_letters, *letter])
 
     def _read(self, start: str, *, wait: bool = True) -> list[Delivery]:
-        arguments: list[Any] = ["GROUP", GROUP, self._settings.persister_name]
-        arguments += ["COUNT", self._settings.persister_batch, *(["BLOCK", BLOCK_MS] if wait else [])]
-        arguments += ["STREAMS", self._keys.log, start]
         try:
-            reply = self._command("XREADGROUP", *arguments)
+            return self._claimed(self._command("XREADGROUP", *self._reading(start, wait=wait)))
         except redis.exceptions.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
+            return self._claimed(error)
+
+    def _reading(self, start: str, *, wait: bool) -> list[Any]:
+        block = ["BLOCK", BLOCK_MS] if wait else []
+        name = self._settings.persister_name
+        return ["GROUP", GROUP, name, "COUNT", self._count, *block, "STREAMS", self._keys.log, start]
+
+    def _claimed(self, reply: Any) -> list[Delivery]:
+        """The entries in an answer to XREADGROUP."""
+        if isinstance(reply, redis.exceptions.ResponseError) and "NOGROUP" in str(reply):
             # The log is new, or lost: from its beginning on, since what is archived already is left out.
             # And above all ids in the archive, since they never come again.
-            self._call(functions.OPEN, [self._keys.log], [GROUP, ordinal_above(self._highest())])
+            self._call(functions.OPEN, 1, [self._keys.log, GROUP, ordinal_above(self._highest())])
             return []
-        return [Delivery(*item) for item in reply[0][1]] if reply else []
+        if isinstance(reply, Exception):
+            raise reply
+        batch: list[Delivery] = reply[0][1] if reply else []
+        self.full = len(batch) >= self._count
+        self._resize(batch)
+        return batch
+
+    def _resize(self, batch: Sequence[Delivery]) -> None:
+        """The next batch may have as many entries as fit into its bytes, if they are as large as these."""
+        if batch:
+            size = sum([len(fields[-1]) for _, fields in batch if fields])
+            fit = self._settings.persister_batch_bytes * len(batch) // max(size, 1)
+            self._count = max(1, min(self._settings.persister_batch, fit, GROWTH * self._count))
 
     def _take_over(self) -> list[Delivery]:
         """Entries that a peer was given and did not acknowledge for long."""
         idle_ms = int(self._settings.persister_claim_s * 1000)
         arguments = [self._keys.log, GROUP, self._settings.persister_name, idle_ms, "0-0"]
         try:
-            reply = self._command("XAUTOCLAIM", *arguments, "COUNT", self._settings.persister_batch)
+            reply = self._command("XAUTOCLAIM", *arguments, "COUNT", self._count)
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -150,18 +191,19 @@ class Consumer:
         if reply[2]:
             self.lost += len(reply[2])
             log.error("%d entries were gone from the log before they were archived", len(reply[2]))
-        return [Delivery(*item) for item in reply[1]]
+        batch: list[Delivery] = reply[1]
+        return batch
 
     def _command(self, *words: Any) -> Any:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
-    def _call(self, function: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        """Calls a server-side function; loads the library first where it is missing."""
-        args = list(args)
+    def _call(self, function: str, keys: int, words: Sequence[Any]) -> Any:
+        """Calls a server-side function, the first `keys` words being keys; loads the library first where it
+        is missing."""
         try:
-            return self._redis.fcall(function, len(keys), *keys, *args)
+            return self._redis.fcall(function, keys, *words)
         except redis.exceptions.ResponseError as error:
             if functions.MISSING not in str(error):
                 raise
         self._redis.function_load(functions.LIBRARY, replace=True)
-        return self._redis.fcall(function, len(keys), *keys, *args)
+        return self._redis.fcall(function, keys, *words)

@@ -1,7 +1,7 @@
 """The drain, in the one order that loses nothing: claim, decode, insert and commit, acknowledge.
 
-While a full batch is being inserted, the one before is acknowledged and the next one claimed and made ready:
-PostgreSQL, Redis and this process then work at the same time.
+While a full batch is being inserted, the one before is acknowledged, the next one made ready, and one more
+claimed: PostgreSQL, Redis and this process then work at the same time.
 """
 
 import logging
@@ -17,7 +17,7 @@ import redis
 import redis.exceptions
 
 from persister import copy
-from persister.consumer import Consumer, Delivery, NotKept
+from persister.consumer import Consumer, Delivery, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
@@ -46,15 +46,16 @@ class Loop:
 
     def __init__(self, client: redis.Redis, store: Store, shard: int, settings: Settings) -> None:
         self._redis = client
-        # The archive has one connection, which one thread uses.
+        # The archive has one connection, which one thread uses; and one turns from batch to batch in Redis.
         self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
+        self._turner = ThreadPoolExecutor(1, thread_name_prefix="turn")
         self._consumer = Consumer(client, shard, settings, self._highest)
         self._store = store
         self._shard = shard
         self._retention = timedelta(seconds=settings.log_retention_s)
         self._trim_at = 0.0
         self._stopped = threading.Event()
-        self._full = settings.persister_batch
+        self._ahead: Sequence[Delivery] = ()
         self._next: Batch | None = None
         self._stored: tuple[Batch, Sequence[Rejected]] | None = None
         self._began: float | None = None
@@ -81,7 +82,7 @@ class Loop:
     def run(self) -> None:
         """The outer loop: whatever is away is waited for, with nothing acknowledged meanwhile."""
         delay = BACKOFF_S[0]
-        while self._next or not self._stopped.is_set():
+        while self._next or self._ahead or not self._stopped.is_set():
             try:
                 self.step()
                 self.figures.went_on()
@@ -90,17 +91,19 @@ class Loop:
                 log.warning("shard %d: %s; trying again", self._shard, _reason(error))
                 self.figures.failed(_cause(error), _reason(error))
                 self._next = self._stored = None
+                self._ahead = ()
                 self._consumer.restart()
                 self._stopped.wait(delay * random.uniform(0.5, 1))  # noqa: S311
                 delay = min(2 * delay, BACKOFF_S[1])
+        self._turner.shutdown()
         self._inserter.shutdown()
         self._store.close()
 
     def step(self) -> int:
         """One batch; answers how many entries it had.
 
-        While it is inserted, the one before is acknowledged and the one behind it claimed. Where there is
-        none behind it, it is acknowledged at once.
+        While it is inserted, the one before is acknowledged, the one behind it made ready, and one more
+        claimed. Where there is none behind it, it is acknowledged at once.
         """
         self._began = time.monotonic()
         try:
@@ -109,16 +112,14 @@ class Loop:
             self._began = None
 
     def _step(self) -> int:
-        batch, self._next = self._next or self._claimed(self._consumer.claim()), None
+        batch = self._take_next()
         inserting = self._inserter.submit(self._insert, batch)
         try:
-            self._acknowledge()
-            if self._may_go_on(batch) and (more := self._consumer.claim_more()):
-                self._next = self._claimed(more)
+            self._look_ahead()
         finally:
             self._stored = batch, inserting.result()
-        if not self._next:
-            self._acknowledge()
+        if not self._next and (settlement := self._settlement()):
+            self._consumer.settle(settlement)
         self._trim()
         return len(batch.deliveries)
 
@@ -130,30 +131,51 @@ class Loop:
             self.figures.stored(len(batch.entries) - len(rejected), time.monotonic() - began)
         return rejected
 
-    def _may_go_on(self, batch: Batch) -> bool:
-        """Whether there is likely more, and time for it."""
-        return len(batch.deliveries) >= self._full and not self._stopped.is_set()
+    def _look_ahead(self) -> None:
+        """Acknowledges the batch before, and claims and makes ready those behind it."""
+        settlement = self._settlement()
+        while self._consumer.full and not self._stopped.is_set():
+            claiming = self._turner.submit(self._consumer.claim_more, settlement)
+            try:
+                self._next = self._next or self._take_ahead()
+            finally:
+                self._ahead = claiming.result()
+            settlement = None
+            if self._next or not self._ahead:
+                return
+        if settlement:
+            self._consumer.settle(settlement)
+        self._next = self._next or self._take_ahead()
 
-    def _acknowledge(self) -> None:
+    def _take_next(self) -> Batch:
+        batch, self._next = self._next or self._take_ahead(), None
+        return batch or self._ready(self._consumer.claim())
+
+    def _take_ahead(self) -> Batch | None:
+        """What was claimed ahead, made ready."""
+        ahead, self._ahead = self._ahead, ()
+        return self._ready(ahead) if ahead else None
+
+    def _settlement(self) -> Settlement | None:
         """What is stored, now that it is; the others become dead letters."""
         if self._stored is None:
-            return
+            return None
         (batch, rejected), self._stored = self._stored, None
-        deliveries = {delivery.stream_id: delivery for delivery in batch.deliveries}
-        for entry, reason in rejected:
-            self._bury(deliveries.pop(str(stream_id(entry.id)).encode()), reason)
-        for delivery, reason in batch.malformed:
-            self._bury(deliveries.pop(delivery.stream_id), reason)
-        if deliveries:
-            self._consumer.settle(list(deliveries.values()), _newest_of_runs(batch.entries))
+        bad = {str(stream_id(entry.id)).encode(): reason for entry, reason in rejected}
+        bad |= {delivery[0]: reason for delivery, reason in batch.malformed}
+        for delivery in batch.deliveries if bad else ():
+            if delivery[0] in bad:
+                self._bury(delivery, bad[delivery[0]])
+        stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
+        return Settlement(stored, _newest_of_runs(batch.entries)) if stored else None
 
-    def _claimed(self, deliveries: Sequence[Delivery]) -> Batch:
+    def _ready(self, deliveries: Sequence[Delivery]) -> Batch:
         """A batch, decoded and made ready to be stored."""
         entries: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
             try:
-                entry = decode(delivery.stream_id, delivery.fields, self._shard)
+                entry = decode(*delivery, self._shard)
             except MalformedEntry as error:
                 malformed.append((delivery, str(error)))
                 continue
@@ -164,7 +186,7 @@ class Loop:
         return Batch(deliveries, entries, malformed, copy.rows(entries))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
-        log.error("entry %s goes to the dead letters: %s", delivery.stream_id.decode(), reason)
+        log.error("entry %s goes to the dead letters: %s", delivery[0].decode(), reason)
         self._consumer.bury(delivery, reason)
         self.figures.dead_letters += 1
 

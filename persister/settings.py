@@ -24,10 +24,16 @@ class Settings(StoreSettings):
         "run on a machine, each takes the first free port from there on. Without it there is none.",
     )
     persister_batch: int = Field(
-        1000,
+        4000,
         gt=0,
         le=10_000,
-        description="Entries in one transaction: large enough to be fast, small to repeat.",
+        description="Entries in one transaction at most: large enough to be fast, small to repeat.",
+    )
+    persister_batch_bytes: int = Field(
+        8 << 20,
+        ge=1 << 10,
+        description="How much JSON a batch should hold, and so about how much memory it takes several times "
+        "over: where events are large, batches have fewer of them.",
     )
     persister_claim_s: float = Field(
         30,

@@ -91,7 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[Services]:
             link,
             database,
             publisher,
-            Replay(link, history, settings.shards),
+            Replay(link, history, settings.shards, settings.replay_page),
             history,
             Ownership(database, link, shards=settings.shards, cache_s=settings.access_cache_s),
             shards,
@@ -140,10 +140,12 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, writers, hooks, lambda: now().ownership))
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
-    health = ops.Health(
-        {"redis": lambda: _redis(now()), "postgres": lambda: _postgres(now())},
-        lambda: durability.in_force(now().redis, settings.waitaof),
-    )
+    probes: dict[str, ops.Probe] = {
+        "redis": lambda: _redis(now()),
+        "tailers": lambda: _tailers(now()),
+        "postgres": lambda: _postgres(now()),
+    }
+    health = ops.Health(probes, lambda: durability.in_force(now().redis, settings.waitaof))
     app.include_router(ops.router(health))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
@@ -163,6 +165,12 @@ async def _redis(services: Services) -> str | None:
         await services.redis.ask("PING")
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
+    return None
+
+
+async def _tailers(services: Services) -> str | None:
+    if any(shard.tailer.deaf for shard in services.shards):
+        return "Redis does not answer the connection that new events come over; viewers wait for it"
     return None
 
 

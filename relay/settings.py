@@ -152,6 +152,12 @@ class Settings(StoreSettings):
         gt=0,
         description="How often an idle stream gets a comment: below the idle time-out of common proxies.",
     )
+    replay_page: int = Field(
+        512,
+        gt=0,
+        description="Events that a viewer who comes back is sent at a time: so many are held in memory for "
+        "each that comes back at once, and a smaller page asks Redis more often.",
+    )
     viewer_buffer_bytes: int = Field(
         256 * 1024, gt=0, description="What may wait for one viewer in memory before it counts as slow."
     )

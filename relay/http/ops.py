@@ -16,6 +16,9 @@ T = TypeVar("T")
 Probe = Callable[[], Awaitable[str | None]]
 """Answers what is wrong with a dependency, or None."""
 
+NEEDED = ("redis", "tailers")
+"""Without PostgreSQL events are still taken and shown."""
+
 LIVE_S = 5.0
 """How long the event loop may be busy before the worker counts as dead."""
 
@@ -37,14 +40,14 @@ class Health:
         return {name: await probe() for name, probe in self._probes.items()}
 
     async def ready(self) -> tuple[int, Mapping[str, Any]]:
-        """Redis decides: without PostgreSQL events are still taken and shown."""
+        """Redis decides, and whether this process hears of its news."""
         found = await self.problems()
-        ready = found["redis"] is None
+        ready = all(found[name] is None for name in NEEDED)
         said: dict[str, Any] = {
             "status": "ok" if ready else "unavailable",
             "checks": {name: problem or "ok" for name, problem in found.items()},
         }
-        if ready:
+        if found["redis"] is None:
             said["durability"] = await self._durability()
         return (200 if ready else 503), said
 
@@ -64,10 +67,12 @@ def router(health: Health) -> APIRouter:
         return JSONResponse(said, status)
 
     @routes.get(
-        "/readyz", summary="The process can store events", responses={503: {"description": "Not now"}}
+        "/readyz",
+        summary="The process can store and show events",
+        responses={503: {"description": "Not now"}},
     )
     async def readyz() -> Response:
-        """Redis decides: without PostgreSQL events are still taken and shown."""
+        """Redis decides, and whether this process hears of its news."""
         status, said = await health.ready()
         return JSONResponse(said, status)
 

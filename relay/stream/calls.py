@@ -7,10 +7,11 @@ names an event's run and kind is made once a call, and that leaves a look-up and
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from zlib import crc32
 
 from relay.link import bulk
 from relay.stream import functions
-from relay.stream.entry import NewEvent
+from relay.stream.entry import SEAL_BYTES, NewEvent, seal_of
 from relay.stream.keys import ShardKeys
 
 word = lru_cache(maxsize=4096)(bulk)
@@ -34,7 +35,7 @@ class AppendCall:
         """A call that appends groups of events, each with its idempotency key; `highest` is the highest
         ordinal that is known to be taken."""
         runs: dict[str, int] = {}
-        names: dict[tuple[str, str], bytes] = {}
+        names: dict[tuple[str, str], tuple[bytes, int]] = {}
         once: list[bytes] = []
         words: list[bytes] = []
         count = 9
@@ -47,11 +48,13 @@ class AppendCall:
             words.append(word(len(events)))
             count += 3 + 3 * len(events)
             for run_id, kind, text in events:
-                name = names.get((run_id, kind))
-                if name is None:
+                known = names.get((run_id, kind))
+                if known is None:
                     place = runs.setdefault(run_id, len(runs) + 1)
-                    name = names[run_id, kind] = word(place) + word(kind)
-                words.append(b"%b$%d\r\n%b\r\n" % (name, len(text), text))
+                    seal = seal_of(run_id.encode(), kind.encode())
+                    known = names[run_id, kind] = word(place) + word(kind), seal
+                name, seal = known
+                words.append(b"%b$%d\r\n%b%08x\r\n" % (name, len(text) + SEAL_BYTES, text, crc32(text, seal)))
         return b"".join(
             [
                 b"*%d\r\n" % (count + 2 * len(runs) + len(once)),

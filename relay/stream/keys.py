@@ -98,7 +98,12 @@ def shard_of_run(run_id: str, shards: int) -> int:
 
 def created_at(event_id: int) -> str:
     """When the event was accepted, in ISO 8601 with milliseconds: part of the id, so the same everywhere."""
-    seconds, ms = divmod((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS, 1000)
+    return _moment((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS)
+
+
+@lru_cache(maxsize=4096)
+def _moment(ms: int) -> str:
+    seconds, ms = divmod(ms, 1000)
     return f"{_second(seconds)}.{ms:03d}+00:00"
 
 

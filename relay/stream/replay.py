@@ -32,9 +32,6 @@ from relay.stream.keys import (
 
 log = logging.getLogger(__name__)
 
-PAGE = 512
-"""Records in one read: what is held in memory for one viewer at a time."""
-
 
 NO_LOG = "The event log is not available; connect again later."
 
@@ -99,9 +96,11 @@ class Snapshot(NamedTuple):
 class Replay:
     """Reads of the past, for all viewers of a worker."""
 
-    def __init__(self, link: SharedLink, archive: Archive, shards: int) -> None:
+    def __init__(self, link: SharedLink, archive: Archive, shards: int, page: int) -> None:
+        """`page`: records in one read, which is what is held in memory for one viewer at a time."""
         self._redis = link
         self._archive = archive
+        self._page = page
         self._keys = [ShardKeys(shard) for shard in range(shards)]
         self._recent = Recent()
         self._pages = Sharing[tuple[str, int], Page | None]()
@@ -114,18 +113,18 @@ class Replay:
 
     async def _after(self, run_id: str, position: int) -> Page | None:
         start = str(stream_id(position)) if position != START else "-"
-        reply = await self._read(run_id, start, PAGE + 1)
+        reply = await self._read(run_id, start, self._page + 1)
         if known := self._recent.get((run_id, position), reply):
             return known
         logged = self._decoded(run_id, reply)
         if logged and logged[0].id == position:
-            return self._recent.keep((run_id, position), reply, _page(logged, position))
+            return self._recent.keep((run_id, position), reply, self._paged(logged, position))
         # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
         before = logged[0].id if logged else None
-        archived = await self._archive.records([run_id], position, before, PAGE + 1)
+        archived = await self._archive.records([run_id], position, before, self._page + 1)
         if position != START and (not archived or archived[0].id != position):
             return None
-        return _page(archived if len(archived) > PAGE else [*archived, *logged], position)
+        return self._paged(archived if len(archived) > self._page else [*archived, *logged], position)
 
     async def end(self, run_id: str) -> Record | None:
         """The end of the run, where only late events came after it. Raises Unavailable."""
@@ -156,15 +155,15 @@ class Replay:
         if position > await self.top(shard_of_run(run_ids[0], len(self._keys))):
             return None
         start = f"({stream_id(position)}" if position != START else "-"
-        pages = await asyncio.gather(*(self._logged(run_id, start, PAGE) for run_id in run_ids))
+        pages = await asyncio.gather(*(self._logged(run_id, start, self._page) for run_id in run_ids))
         # Where a run log begins is asked last: what it loses meanwhile is archived by then.
         heads = await asyncio.gather(*(self._logged(run_id, "-", 1) for run_id in run_ids))
         trimmed = [
             run_id for run_id, head in zip(run_ids, heads, strict=True) if not head or head[0].id > position
         ]
         if trimmed:
-            pages.append(await self._archive.records(trimmed, position + 1, None, PAGE))
-        cut = [page[-1].id for page in pages if len(page) == PAGE]
+            pages.append(await self._archive.records(trimmed, position + 1, None, self._page))
+        cut = [page[-1].id for page in pages if len(page) == self._page]
         found = {record.id: record for page in pages for record in page}
         records = [found[id] for id in sorted(found) if id <= min(cut, default=MAX_EVENT_ID)]
         return Page(records, None, more=bool(cut))
@@ -184,9 +183,9 @@ class Replay:
 
     async def _log(self, run_id: str) -> Sequence[Record]:
         """The whole run log."""
-        logged = list(await self._logged(run_id, "-", PAGE))
-        while len(logged) % PAGE == 0 and logged:
-            page = await self._logged(run_id, f"({stream_id(logged[-1].id)}", PAGE)
+        logged = list(await self._logged(run_id, "-", self._page))
+        while len(logged) % self._page == 0 and logged:
+            page = await self._logged(run_id, f"({stream_id(logged[-1].id)}", self._page)
             if not page:
                 break
             logged += page
@@ -221,6 +220,10 @@ class Replay:
             raise Unavailable(NO_LOG) from error
         return reply
 
+    def _paged(self, found: Sequence[Record], position: int) -> Page:
+        records = [record for record in found if record.id > position]
+        return Page(records, _end(found), more=len(records) >= self._page)
+
     def _decoded(self, run_id: str, reply: Reply) -> Sequence[Record]:
         return list(_records(reply, shard_of_run(run_id, len(self._keys))))
 
@@ -248,11 +251,6 @@ class Recent:
             if len(self._pages) > self.PAGES:
                 del self._pages[next(iter(self._pages))]
         return page
-
-
-def _page(found: Sequence[Record], position: int) -> Page:
-    records = [record for record in found if record.id > position]
-    return Page(records, _end(found), more=len(records) >= PAGE)
 
 
 def _changes(records: Sequence[Record]) -> Mapping[str, Any]:

@@ -6,12 +6,15 @@ log, and everybody in the hub has to read what came before from the run logs.
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import redis.exceptions
 
-from relay.connect import BLOCK_MS
+from relay.connect import BLOCK_GRACE_S, BLOCK_MS
 from relay.errors import Unavailable
 from relay.hub import Hub
 from relay.link import Link, bulk
@@ -28,6 +31,10 @@ BACKOFF_S = (0.05, 2.0)
 STALLED_S = 30.0
 """A tailer that was not run for that long, since its process or machine was stopped, does not trust its
 place: the log may have been trimmed meanwhile."""
+
+DEAF_S = BLOCK_MS / 1000 + BLOCK_GRACE_S / 2
+"""An idle log answers once a block. A tailer that heard nothing for that long soon gives up its
+connection, and should have no new viewers meanwhile."""
 
 
 class LostPlace(Exception):
@@ -47,6 +54,13 @@ class Tailer:
         self._ready = asyncio.Event()
         self.position: bytes | None = None
         """The stream id up to which the hub has the news; None while nobody watches."""
+        self._clock = asyncio.get_running_loop().time
+        self._heard = math.inf
+
+    @property
+    def deaf(self) -> bool:
+        """Whether somebody watches, and Redis did not answer for longer than it may."""
+        return self._clock() - self._heard > DEAF_S
 
     async def ready(self, timeout_s: float | None = None) -> None:
         """Waits until what is appended from now on reaches the hub. Raises Unavailable after `timeout_s`."""
@@ -60,7 +74,7 @@ class Tailer:
         """Follows the log for ever."""
         delay = BACKOFF_S[0]
         while True:
-            await self._hub.watched.wait()
+            await self._watched()
             try:
                 await self._follow()
                 delay = BACKOFF_S[0]
@@ -81,29 +95,59 @@ class Tailer:
                 self.position = None
                 await self._link.drop()
 
+    async def _watched(self) -> None:
+        """Waits until somebody watches; before, there is nothing to hear."""
+        if not self._hub.watched.is_set():
+            self._heard = math.inf
+            await self._hub.watched.wait()
+        self._heard = min(self._heard, self._clock())
+
     async def _follow(self) -> None:
         """From the top of the log on, until nobody watches any more."""
-        clock = asyncio.get_running_loop().time
         await self._link.connect()
         position = self.position = str(await self._top()).encode()
         self._hub.hold_all()
         self._ready.set()
-        heard = clock()
+        self._heard = self._clock()
         while self._hub.watched.is_set():
-            entries = await self._read(position)
-            # From answer to answer, so that no moment in between is left out in which it may be stopped.
-            before, heard = heard, clock()
-            if heard - before > STALLED_S:
-                raise LostPlace
-            if entries:
-                self._dispatch(entries)
-                position = self.position = entries[-1][0]
-            elif await self._top() < StreamId.parse(position):
+            position = await self._stream(position)
+            if await self._top() < StreamId.parse(position):
                 raise LostPlace
 
-    async def _read(self, position: bytes) -> Sequence[tuple[bytes, list[bytes]]]:
-        reply = await self._link.send(self._read_after + bulk(position))
-        return reply[0][1] if reply else ()
+    async def _stream(self, position: bytes) -> bytes:
+        """Hands on what comes after the position. Answers the last position once no more comes, or nobody
+        watches. News goes from the link to the hub in one call, without a task on the way."""
+        quiet: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._read(position, quiet)
+        return await quiet
+
+    def _read(self, position: bytes, quiet: "asyncio.Future[bytes]") -> None:
+        self._link.ask(self._read_after + bulk(position), partial(self._news, position, quiet))
+
+    def _news(self, position: bytes, quiet: "asyncio.Future[bytes]", reply: Any) -> None:
+        if quiet.done():  # this was cancelled
+            return
+        try:
+            self._listen(reply)
+            if reply:
+                entries = reply[0][1]
+                self._dispatch(entries)
+                position = self.position = entries[-1][0]
+            if reply and self._hub.watched.is_set():
+                self._read(position, quiet)
+            else:
+                quiet.set_result(position)
+        except Exception as error:
+            quiet.set_exception(error)
+
+    def _listen(self, reply: Any) -> None:
+        """Raises what was answered where that is an error, and LostPlace where it comes too late."""
+        if isinstance(reply, Exception):
+            raise reply
+        # From answer to answer, so that no moment in between is left out in which it may be stopped.
+        before, self._heard = self._heard, self._clock()
+        if self._heard - before > STALLED_S:
+            raise LostPlace
 
     async def _top(self) -> StreamId:
         """The highest id that the log ever held; zero where there is no log."""

@@ -17,12 +17,14 @@ from tests.waiting import wait_until
 
 QUOTA = 50
 EACH, ALL = 3, 5
+REPLAYED = 4
 PATH = f"{EVENTS}/paper-generation-progress"
 
 
 @pytest.fixture(scope="module")
 def limited(directory: Path) -> Iterator[Relay]:
     limits = {"LIVE_RUNS": QUOTA, "VIEWERS_PER_USER": EACH, "VIEWERS_PER_WORKER": ALL}
+    limits["REPLAY_PAGE"] = REPLAYED
     env = {f"RELAY_{name}": str(value) for name, value in limits.items()}
     with relay_up(directory / "limited", **env) as made:
         yield made
@@ -179,3 +181,27 @@ def test_row_31_a_token_may_make_so_many_requests_in_a_second_and_no_more(direct
         wrong = relay.http.post(PATH, json={}, headers={"authorization": "Bearer x"})
         assert wrong.status_code == 401, "who has no token uses up nothing"
         assert relay.http.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(("missed", "reads"), [(REPLAYED - 1, 1), (REPLAYED, 2), (REPLAYED + 1, 2)])
+def test_a_viewer_who_comes_back_is_sent_so_many_events_at_a_time(
+    limited: Relay, store: redis.Redis, missed: int, reads: int
+) -> None:
+    """A full page may have something behind it, and only then it is asked for more."""
+
+    def asked() -> int:
+        info: Any = store.info("commandstats")
+        return int(info.get("cmdstat_xrange", {"calls": 0})["calls"])
+
+    run_id = new_run_id()
+    limited.claim(run_id)
+    for _ in range(1 + missed):
+        limited.progress(run_id, progress())
+    first, *others = limited.archived(run_id, 1 + missed)
+    there = Viewer(limited, run_id).connected()  # whoever comes first reads twice
+    before = asked()
+    watching = Viewer(limited, run_id, position=first["id"])
+    assert [message["data"]["id"] for message in watching.wait(missed)] == [event["id"] for event in others]
+    wait_until(lambda: asked() == before + reads, f"{reads} reads of the run log")
+    for viewing in (there, watching):
+        viewing.cut()

@@ -51,7 +51,7 @@ def test_row_46_the_private_listener_has_what_users_do_not_see(relay: Relay, pla
 def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) -> None:
     expected = {
         "status": "ok",
-        "checks": {"redis": "ok", "postgres": "ok"},
+        "checks": {"redis": "ok", "tailers": "ok", "postgres": "ok"},
         "durability": {"appendonly": "yes", "appendfsync": "always", "waitaof": None},
     }
     assert relay.ops("/readyz").json() == expected

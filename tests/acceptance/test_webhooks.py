@@ -106,4 +106,4 @@ def test_the_routes_are_documented(relay: Relay) -> None:
     assert set(schema["required"]) == {"run_id", "event"}
     assert {"/livez", "/readyz", f"{EVENTS}/batch", f"{EVENTS}/run-finished"} <= paths.keys()
     assert relay.http.get("/livez").json() == {"status": "ok"}
-    assert relay.http.get("/readyz").json()["checks"] == {"redis": "ok", "postgres": "ok"}
+    assert relay.http.get("/readyz").json()["checks"] == {"redis": "ok", "tailers": "ok", "postgres": "ok"}

@@ -1,7 +1,8 @@
 """Seeds, the world of a row, and the table of results.
 
-Two variables of the environment say how much is run: FAULT_SEEDS, how many seeds each row gets (without it
-the rows run once, shortened, and without the longest), and FAULT_SEED, the first of them, to repeat a run.
+Three variables of the environment say how much is run: FAULT_SEEDS, how many seeds each row gets (without it
+the rows run once, shortened, and without the longest), FAULT_SEED, the first of them, to repeat a run, and
+FAULT_LONG, with which rows 17 and 24 last the ten minutes that the matrix gives them.
 What came out is written to the file FAULT_RESULTS as JSON.
 """
 
@@ -21,6 +22,7 @@ from tests.faults.world import World
 
 SEEDS = int(os.environ.get("FAULT_SEEDS", "0"))
 FIRST_SEED = int(os.environ.get("FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1_000_000)
+LONG = bool(os.environ.get("FAULT_LONG"))
 SHORT = 0.4
 """In the ordinary suite, what faults last of what they should."""
 
@@ -111,6 +113,6 @@ def row(request: pytest.FixtureRequest, seed: int) -> Row:
 
 @pytest.fixture
 async def world(place: Path, servers: Servers, seed: int) -> AsyncIterator[World]:
-    made = World(place, servers.database_url, seed, scale=1.0 if SEEDS else SHORT)
+    made = World(place, servers.database_url, seed, scale=1.0 if SEEDS else SHORT, long=LONG)
     yield made
     await made.close()

@@ -1,9 +1,11 @@
 """What can happen to Valkey's file: bytes that were never synced, a full disk, a torn tail, a flipped bit."""
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.servers import Valkey
@@ -61,6 +63,26 @@ def fill_disk(valkey: Valkey, room: int) -> None:
     resource.prlimit(valkey.pid, resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))
 
 
+@contextlib.contextmanager
+def small(path: Path, like: Path) -> Iterator[Path]:
+    """A disk of 16 MB at that path, with the owner of `like`. Only root may have one."""
+    path.mkdir()
+    owner = like.stat()
+    size = f"size=16m,mode=0700,uid={owner.st_uid},gid={owner.st_gid}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "small", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Writes a file until there is no more room on its disk."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
 def tear(valkey: Valkey, part: float) -> None:
     """Leaves the beginning of a write that was under way at the end of its file: so much of the last one."""
     path = append_only_files(valkey)[-1]
@@ -70,22 +92,14 @@ def tear(valkey: Valkey, part: float) -> None:
         file.write(last[: max(len(MULTI) + 1, int(part * len(last)) - 1)])
 
 
-def flip(valkey: Valkey, content: bytes) -> None:
-    """Changes one byte within the first occurrence of `content` in its file."""
+def flip(valkey: Valkey, content: bytes, place: int) -> None:
+    """Changes one bit of the byte at that place within the first occurrence of `content` in its file."""
     path = append_only_files(valkey)[-1]
     data = bytearray(path.read_bytes())
-    place = data.index(content) + len(content) // 2
-    data[place] ^= 1
+    data[data.index(content) + place] ^= 1
     path.write_bytes(bytes(data))
 
 
 def lose_everything(valkey: Valkey) -> None:
     """Its directory is empty when it starts again."""
     shutil.rmtree(valkey.directory / "appendonlydir")
-
-
-def set_clock(valkey: Valkey, offset: str) -> None:
-    """Has its wall clock off by that much, from the next start on. Not by way of the program `faketime`,
-    which would stay between us and the server."""
-    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
-    valkey.wrap(LD_PRELOAD=str(library), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")

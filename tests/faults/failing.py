@@ -21,11 +21,11 @@ import redis.exceptions
 
 import persister.__main__
 import relay.cli
-from persister.consumer import Consumer, Delivery
+from persister.consumer import Consumer, Delivery, Settlement
 from persister.store import Store
 from relay.hub import Burst, State, Viewer
 from relay.link import Link
-from relay.stream import functions
+from relay.stream import entry, functions
 from relay.stream.publish import _Lane
 from relay.stream.replay import Replay
 
@@ -44,14 +44,14 @@ class Once:
 
 def append_sent(times: int) -> None:
     """Events are stored, and nobody was told."""
-    die, append = Once(times), _Lane._append
+    die, answered = Once(times), _Lane._answered
 
-    async def stored(self: _Lane, *args: Any) -> Any:
-        answers = await append(self, *args)
-        die()
-        return answers
+    def stored(self: _Lane, link: Link, groups: Any, answer: Any) -> None:
+        if not isinstance(answer, Exception):
+            die()
+        answered(self, link, groups, answer)
 
-    _Lane._append = stored  # type: ignore[method-assign, assignment]
+    _Lane._answered = stored  # type: ignore[method-assign]
 
 
 def before_insert(times: int) -> None:
@@ -117,29 +117,36 @@ def dawdle(times: int) -> None:
 
 
 def other_version(times: int) -> None:
-    """No failure: the same functions under the names of another version."""
+    """No failure: the same functions under the names of another version, and entries as they were before they
+    had a seal."""
     other = "0" * len(functions.VERSION)
     functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
+    functions.LIBRARY = functions.LIBRARY.replace("'e', text)", "'e', string.sub(text, 1, -9))")
     for name in ("APPEND", "OPEN", "SETTLE", "BURY"):
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
 
 
+def seal_unseen(times: int) -> None:
+    """Mutant: entries are taken as they are, whether their checksum fits or not."""
+    entry._unsealed = lambda run_id, kind, sealed: sealed[: -entry.SEAL_BYTES]
+
+
 def retry_on(times: int) -> None:
     """Mutant: a call whose answer was lost is sent again, as drivers do by themselves."""
-    send = Link.send
+    mend = _Lane._mend
 
-    async def again(self: Link, packed: bytes) -> Any:
-        for _ in range(2):
-            try:
-                return await send(self, packed)
-            except redis.exceptions.ResponseError:
-                raise
-            except (redis.exceptions.RedisError, OSError):
-                await self.drop()
-                await self.connect()
-        return await send(self, packed)
+    def again(self: _Lane, link: Link, groups: Any, problem: Exception | None) -> None:
+        lost = isinstance(problem, redis.exceptions.RedisError | OSError)
+        if lost and not isinstance(problem, redis.exceptions.ResponseError):
+            self._loop.create_task(_dropped(link)).add_done_callback(lambda _: mend(self, link, groups, None))
+        else:
+            mend(self, link, groups, problem)
 
-    Link.send = again  # type: ignore[method-assign]
+    _Lane._mend = again  # type: ignore[method-assign]
+
+
+async def _dropped(link: Link) -> None:
+    await link.drop()
 
 
 def no_held_state(times: int) -> None:
@@ -159,7 +166,7 @@ def acknowledge_first(times: int) -> None:
     def claimed(self: Consumer) -> list[Delivery]:
         batch = claim(self)
         if batch:
-            self.settle(batch, {})
+            self.settle(Settlement([stream_id for stream_id, _ in batch], {}))
         return batch
 
     Consumer.claim = claimed  # type: ignore[method-assign]
@@ -206,6 +213,7 @@ POINTS: dict[str, Callable[[int], None]] = {
         after_bury,
         dawdle,
         other_version,
+        seal_unseen,
         retry_on,
         no_held_state,
         acknowledge_first,

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -76,26 +77,34 @@ def few_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
 
 
-def count_tasks(times: int) -> None:
-    """No failure: a web worker writes once a second how many tasks it has, to the file TASKS_FILE."""
-    running, path = relay.app.running, Path(os.environ["TASKS_FILE"])
+TICK_S, TICKS = 0.1, 20
 
-    async def count() -> None:
+
+def vitals(times: int) -> None:
+    """No failure: a web worker writes to the file VITALS_FILE, ten times a second, how many tasks it has, and
+    how late, in ms, the latest of its timers of the last two seconds was."""
+    running, path = relay.app.running, Path(os.environ["VITALS_FILE"])
+
+    async def note() -> None:
+        clock, late_ms = asyncio.get_running_loop().time, deque([0.0], maxlen=TICKS)
         while True:
-            path.write_text(str(len(asyncio.all_tasks())))
-            await asyncio.sleep(1)
+            path.with_suffix(".new").write_text(f"{len(asyncio.all_tasks())} {max(late_ms):.1f}")
+            path.with_suffix(".new").replace(path)
+            due = clock() + TICK_S
+            await asyncio.sleep(TICK_S)
+            late_ms.append(1000 * (clock() - due))
 
     @contextlib.asynccontextmanager
-    async def counted(settings: Settings) -> AsyncIterator[Any]:
-        counting = asyncio.create_task(count())
+    async def noted(settings: Settings) -> AsyncIterator[Any]:
+        noting = asyncio.create_task(note())
         async with running(settings) as services:
             yield services
-        counting.cancel()
+        noting.cancel()
 
-    relay.app.running = counted
+    relay.app.running = noted
 
 
-for point in (impatient, stops_in_dispatch, linger, backwards, unsorted, few_files, count_tasks):
+for point in (impatient, stops_in_dispatch, linger, backwards, unsorted, few_files, vitals):
     failing.POINTS[point.__name__] = point
 
 

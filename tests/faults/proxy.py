@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tests.faults.clients import cut
 
 PIECE = 65_536
+RESET_HERE = 0.02
 WORDS = (b"FCALL", b"XREAD\r", b"XREADGROUP", b"XRANGE", b"GET /conversations")
 
 
@@ -22,10 +23,10 @@ class Toxics:
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
-    slice_bytes: int = 0
-    """Pieces in which bytes are passed on; 0 leaves them as they come."""
+    sliced_bytes: int = 0
+    """How many bytes at the beginning of what comes are passed on one by one."""
     reset_rate: float = 0.0
-    """Of the pieces, how many reset their connection instead of being passed on."""
+    """Of what comes, how much resets its connection, somewhere within, instead of being passed on whole."""
     cut_after: Callable[[], int] | None = None
     """Bytes towards the client after which a connection is reset, drawn for each connection."""
 
@@ -138,8 +139,9 @@ class Proxy:
             await asyncio.sleep(max(0, toxics.latency_s + toxics.jitter_s * self._random.uniform(-1, 1)))
         if connection.mute or (to_client and self._spoiled(connection)):
             return
-        for piece in _slices(data, toxics.slice_bytes):
-            if self._random.random() < toxics.reset_rate:
+        resets = self._random.random() < toxics.reset_rate
+        for piece in _slices(data, toxics.sliced_bytes):
+            if resets and self._random.random() < RESET_HERE:
                 self._reset(connection)
             if to_client and connection.budget is not None:
                 connection.budget -= len(piece)
@@ -147,6 +149,8 @@ class Proxy:
                     await self._cut_within(connection, piece, sink)
             sink.write(piece)
             await sink.drain()
+        if resets:
+            self._reset(connection)
 
     async def _cut_within(self, connection: Connection, piece: bytes, sink: asyncio.StreamWriter) -> None:
         """Ends a connection within a piece, half of the times in an orderly way, so that the half arrives."""
@@ -173,7 +177,7 @@ class Proxy:
         raise ConnectionResetError
 
 
-def _slices(data: bytes, size: int) -> list[bytes]:
-    if not size:
-        return [data]
-    return [data[start : start + size] for start in range(0, len(data), size)]
+def _slices(data: bytes, count: int) -> list[bytes]:
+    """The first bytes one by one, and the rest."""
+    ones = [data[place : place + 1] for place in range(min(count, len(data)))]
+    return [*ones, data[count:]] if len(data) > count else ones

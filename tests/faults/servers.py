@@ -30,6 +30,7 @@ class Server:
     def __init__(self, part: Part) -> None:
         self.part = part
         self.process: subprocess.Popen[bytes] | None = None
+        self._sessions: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -49,6 +50,7 @@ class Server:
     def launch(self) -> None:
         """Starts it, without waiting. From the main thread: its death would end the process otherwise."""
         self.process = start(self.part)
+        self._sessions.add(self.pid)
 
     async def start(self) -> None:
         self.launch()
@@ -92,8 +94,19 @@ class Server:
         assert process.returncode is not None
         return process.returncode
 
+    def wrap(self, *before: str, **env: str) -> None:
+        """Runs it by way of another program, or in another environment, from the next start on. A program in
+        between has to end with it: what is asked to stop is that program."""
+        self.part = replace(self.part, argv=[*before, *self.part.argv], env={**self.part.env, **env})
+
+    def set_clock(self, offset: str) -> None:
+        """Has its wall clock off by that much, from the next start on. Not by way of the program `faketime`,
+        which would stay between us and the server, and leave it behind when it is asked to stop."""
+        (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+        self.wrap(LD_PRELOAD=str(library), FAKETIME=offset, FAKETIME_DONT_FAKE_MONOTONIC="1")
+
     async def clear(self) -> None:
-        """Ends it, whatever state it is in."""
+        """Ends it, whatever state it is in, and fails if anything else of it was still there."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError, psutil.Error):
                 self.thaw()
@@ -102,6 +115,16 @@ class Server:
                 await self.ended(20)
         if self.alive:
             await self.kill()
+        left = self._left_behind()
+        names = [process.name() for process in left]
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left)
+        assert not left, f"{self.part.name} left behind: {', '.join(names)}"
+
+    def _left_behind(self) -> list[psutil.Process]:
+        """What still runs of all that was ever started here: each start is a session of its own."""
+        return [process for process in psutil.process_iter() if _session(process) in self._sessions]
 
 
 class Valkey(Server):
@@ -114,10 +137,6 @@ class Valkey(Server):
         with (directory / "valkey.conf").open("a") as config:
             config.writelines(f"{line}\n" for line in lines)
         super().__init__(part)
-
-    def wrap(self, *before: str, **env: str) -> None:
-        """Runs it by way of another program, or in another environment, from the next start on."""
-        self.part = replace(self.part, argv=[*before, *self.part.argv], env={**self.part.env, **env})
 
     def url_by(self, port: int) -> str:
         """Its URL by way of a proxy."""
@@ -167,6 +186,14 @@ class Persister(Server):
 def program(name: str, launcher: Sequence[str]) -> list[str]:
     """How to run a program of the product: as it is, or by way of a launcher of ours, `failing POINT`."""
     return [sys.executable, "-m", *((f"tests.faults.{launcher[0]}", *launcher[1:]) if launcher else ()), name]
+
+
+def _session(process: psutil.Process) -> int | None:
+    """None: it is gone, or as good as gone."""
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else os.getsid(process.pid)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return None
 
 
 async def until_in_thread(predicate: Callable[[], bool], what: str, timeout_s: float) -> None:

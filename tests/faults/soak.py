@@ -4,8 +4,9 @@
 
 Rows 8, 16, 19 and 21 of the fault matrix take turns. Each second five in a hundred viewers are cut and come
 back by id, and one in a hundred of those leaves for good, with a newcomer in its place. The end of it all is
-a verdict as of any row, in which the worker's memory, files, tasks and threads have to be what they were at
-the beginning. Exit code 0 only if nothing is wrong.
+a verdict as of any row, in which the worker's memory, files, tasks, threads and the lateness of its timers
+have to be what they were at the beginning, and its tasks, once all viewers are gone, what they were before
+any came. Exit code 0 only if nothing is wrong.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from typing import Any
 import psutil
 
 from tests.faults.clients import Address, Watcher
-from tests.faults.oracle import Expected, Facts, Seen, Verdict
+from tests.faults.oracle import Expected, Facts, Gauge, Seen, Verdict
 from tests.faults.proxy import Proxy
 from tests.faults.soaking import MEASURES, Sample, latencies, lines, write
 from tests.faults.world import World
@@ -40,6 +41,8 @@ LEAVE = 0.01
 EVERY_S = 2.0
 PAUSE_S = 2.0
 """The longest rest of a producer: some 20 events a second from all, so 1,000 deliveries to 1,000 viewers."""
+TASKS_SLACK = 5
+"""Calls that are under way."""
 SLACK_S = 1.5
 """Beyond a call's deadline: producers, viewers and a proxy share one event loop, at low priority."""
 
@@ -73,7 +76,7 @@ class Soak(World):
         self.began = 0.0
         self._known: dict[Seen, Seen] = {}
         self._names = itertools.count(1)
-        self._counts = place / "tasks"
+        self._vitals = place / "vitals"
         self.proxy: Proxy
 
     async def set_up(self, viewers: int) -> None:
@@ -81,13 +84,17 @@ class Soak(World):
         valkey = await self.add_valkey()
         self.proxy = await self.add_proxy(valkey.port)
         url = valkey.url_by(self.proxy.port)
-        counting = {"TASKS_FILE": str(self._counts), "RELAY_KEEP_ALIVE_S": "10"}
-        await self.add_web("points", "count_tasks", redis_url=url, **counting)
+        noting = {"VITALS_FILE": str(self._vitals), "RELAY_KEEP_ALIVE_S": "10"}
+        await self.add_web("points", "vitals", redis_url=url, **noting)
         await self.add_persister()
+        await until(self._vitals.exists, "a count of tasks")
+        tasks = self.tasks()
+        self.gauges.append(
+            lambda: Gauge("tasks of the worker without viewers", tasks, self.tasks(), TASKS_SLACK)
+        )
         await self.load(runs=min(RUNS, viewers), viewers=max(1, viewers // RUNS), patience_s=10)
         for producer in self.producers:
             producer.pause_s = PAUSE_S
-        await until(self._counts.exists, "a count of tasks")
         self.began = time.monotonic()
 
     def watch(self, run_id: str, name: str, address: Address | None = None) -> Watcher:
@@ -131,15 +138,21 @@ class Soak(World):
 
     def sample(self) -> Sample:
         web = psutil.Process(self.webs[0].pid)
+        tasks, late_ms = self._vitals.read_text().split()
         with web.oneshot():
             return Sample(
                 at_s=round(time.monotonic() - self.began, 1),
                 rss_mb=round(web.memory_info().rss / 1e6, 2),
                 files=web.num_fds(),
-                tasks=int(self._counts.read_text() or 0),
+                tasks=int(tasks),
                 threads=web.num_threads(),
+                late_ms=float(late_ms),
                 acknowledged=self.ledger.count,
             )
+
+    def tasks(self) -> int:
+        """How many the worker has."""
+        return int(self._vitals.read_text().split()[0])
 
     # What goes wrong
 

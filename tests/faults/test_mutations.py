@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected, Fault
-from tests.faults.test_rows_log import lost_group, power_loss, replaced_by_its_replica
+from tests.faults.test_rows_log import flipped, lost_group, power_loss, replaced_by_its_replica
 from tests.faults.test_rows_network import lost_answers
 from tests.faults.test_rows_web import newcomers
 from tests.faults.world import World
@@ -17,6 +17,12 @@ async def test_without_a_sync_before_the_answer_row_09_is_red(world: World, row:
     await power_loss(world, "everysec")
     verdict = await world.over(Expected(unknown=True, resets=True), settle_s=5)
     row.red(verdict, Fault.LOST)
+
+
+@pytest.mark.long
+async def test_without_a_look_at_the_seal_row_13b_is_red(world: World, row: Row) -> None:
+    bad = await flipped(world, "failing", "seal_unseen")
+    row.red(await world.over(Expected(dead=[bad]), settle_s=5), Fault.NOT_QUIET)
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP
 from relay.stream.publish import Publisher
 from tests.acceptance.running import CONVERSATION, viewer
+from tests.faults import disk
 from tests.faults.clients import digest
 from tests.faults.conftest import Row
 from tests.faults.oracle import Call, Expected, Fault, Gauge, Mark, Outcome
@@ -176,13 +177,18 @@ async def test_with_rows_in_the_order_they_came_row_23_is_red(world: World, row:
     row.red(await world.over(), Fault.NOT_QUIET)
 
 
+@pytest.mark.timeout(1500)
 async def test_row_24_postgresql_crashes_and_then_is_away_for_long(world: World, row: Row) -> None:
-    """Nobody but history notices; it says 503, and is complete afterwards. (25 seconds stand for ten minutes:
-    the persister's waits are at their longest after ten, and nothing else counts the time.)"""
+    """Nobody but history notices; it says 503, and is complete afterwards. (25 seconds stand for ten minutes
+    without FAULT_LONG: the persister's waits are at their longest after ten, and nothing else counts the
+    time.)"""
     postgres = await world.add_postgres()
     await world.up()
     await world.load()
-    for seconds in (0, 25):
+    if world.long:
+        for producer in world.producers:
+            producer.pause_s = 0.5
+    for seconds in (0, 600 if world.long else 25):
         async with world.fault():
             postgres.send(signal.SIGQUIT)  # an immediate shutdown, as of a crash
             await postgres.ended()
@@ -258,22 +264,23 @@ def read_only(world: World) -> Iterator[None]:
             yield
 
 
-FULL = """
-    CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$;
-    CREATE TRIGGER full_disk BEFORE INSERT ON rp_paper_generation_events EXECUTE FUNCTION full_disk();
-"""
-
-
 @contextlib.contextmanager
 def disk_full(world: World) -> Iterator[None]:
-    """What PostgreSQL says to an insert when its disk is full, said by a trigger."""
-    with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
+    """The table moves to a small disk, which is filled, and later has room again."""
+    with (
+        disk.small(world.place / "small", world.place / "postgres" / "data") as small,
+        contextlib.closing(psycopg2.connect(world.database_url)) as connection,
+    ):
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(FULL)
+            cursor.execute("CREATE TABLESPACE small LOCATION %s", [str(small)])
+            cursor.execute("ALTER TABLE rp_paper_generation_events SET TABLESPACE small")
+            disk.fill(small / "filler")
             yield
-            cursor.execute("DROP TRIGGER full_disk ON rp_paper_generation_events")
+            assert "(53100)" in world.persisters[0].output
+            (small / "filler").unlink()
+            cursor.execute("ALTER TABLE rp_paper_generation_events SET TABLESPACE pg_default")
+            cursor.execute("DROP TABLESPACE small")
 
 
 @contextlib.contextmanager

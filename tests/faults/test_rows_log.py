@@ -3,8 +3,8 @@
 from relay.stream.keys import GROUP
 from tests.faults import disk
 from tests.faults.conftest import Row
-from tests.faults.oracle import Expected
-from tests.faults.world import KEYS, World
+from tests.faults.oracle import Expected, Mark
+from tests.faults.world import KEYS, World, seen
 
 
 async def test_row_08_valkey_is_killed_and_comes_back_with_its_file(world: World, row: Row) -> None:
@@ -108,6 +108,34 @@ async def test_row_13_the_tail_of_the_file_is_torn(world: World, row: Row) -> No
     assert "Truncating the AOF" in world.valkey.output
 
 
+async def flipped(world: World, *launcher: str) -> Mark:
+    """Row 13b, with that persister; which event it is that is damaged in the shard log."""
+    await world.add_valkey()
+    await world.add_web()
+    persister = await world.add_persister(*launcher)
+    await world.load()
+    async with world.fault():
+        persister.freeze()
+        await world.more(world.random.randint(50, 150))
+        await world.pause()
+        id, fields = world.ask("XREVRANGE", KEYS.log, "+", "-", "COUNT", 50)[world.random.randrange(50)]
+        await world.valkey.kill()
+        disk.flip(world.valkey, fields[b"e"], fields[b"e"].index(b"0.5") + 2)
+        await world.valkey.start()
+        persister.thaw()
+        world.go_on()
+    return seen(id, fields).mark
+
+
+async def test_row_13b_a_bit_of_the_file_is_flipped(world: World, row: Row) -> None:
+    """Valkey, whose file has no checksums, takes another number for the right one. The persister does not:
+    the entry is among the dead letters, with its reason. Viewers read the run log, which was not hit."""
+    bad = await flipped(world)
+    row(await world.over(Expected(dead=[bad])))
+    ((_, letter),) = world.ask("XRANGE", KEYS.dead_letters, "-", "+")
+    assert letter[b"reason"] == b"it is damaged: its checksum does not fit"
+
+
 async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World, row: Row) -> None:
     """Ids go on above all that were ever given out, so the archive takes the new events in; the functions are
     loaded again, viewers start anew and are not deaf."""
@@ -120,7 +148,7 @@ async def test_row_14_valkey_comes_back_empty_with_its_clock_behind(world: World
         before = world.ledger.count
         await world.valkey.kill()
         disk.lose_everything(world.valkey)
-        disk.set_clock(world.valkey, "-1h")
+        world.valkey.set_clock("-1h")
         await world.valkey.start()
         world.go_on()
     verdict = await world.over(Expected(resets=True))

@@ -5,7 +5,6 @@ import contextlib
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -52,14 +51,6 @@ async def test_row_20_the_log_is_trimmed_past_a_stopped_worker(world: World, row
     row(verdict)
 
 
-def with_clock(server: Server, offset: str) -> None:
-    """Gives a server another wall clock from its next start on."""
-    argv = ["faketime", "-f", offset, *server.part.argv]
-    server.part = replace(
-        server.part, argv=argv, env={**server.part.env, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    )
-
-
 AHEAD, BEHIND = "+50m", "-1h"
 """Not a whole hour ahead: the tests' viewers have tokens for an hour, which would then rightly be refused."""
 
@@ -83,7 +74,7 @@ async def test_row_28_a_clock_is_wrong(world: World, row: Row, part: str, offset
         async with world.fault():
             await server.stop()
             server.part = right
-            with_clock(server, offset)
+            server.set_clock(offset)
             await server.start()
             await world.more(100)
     row(await world.over(Expected(resets=False)))

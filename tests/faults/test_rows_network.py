@@ -1,7 +1,9 @@
 """Rows 16 to 19: the network between the product and Valkey."""
 
 import time
+from collections.abc import Awaitable
 
+import httpx
 import pytest
 
 from tests.faults.conftest import Row
@@ -70,22 +72,35 @@ async def test_row_16b_the_answer_never_arrives_and_there_are_no_keys(world: Wor
 @pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_row_17_a_slow_network_that_loses_connections(world: World, row: Row) -> None:
-    """300 ms of latency, give or take 300, small pieces, and now and then a reset: calls stay within their
-    deadline, and everything is in order."""
+    """300 ms of latency, give or take 300, the first hundred bytes of all that is said one by one, and in
+    every hundredth a reset: calls stay within their deadline, and everything is in order. It lasts a minute,
+    or ten with FAULT_LONG."""
     proxy = await proxied(world)
     await world.load(runs=50, viewers=1)
-    proxy.toxics = Toxics(latency_s=0.3, jitter_s=0.3, slice_bytes=97, reset_rate=0.001)
+    proxy.toxics = Toxics(latency_s=0.3, jitter_s=0.3, sliced_bytes=100, reset_rate=0.01)
     async with world.fault():
-        await world.last(60)
+        await world.last(600 if world.long else 60)
         proxy.toxics = Toxics()
     verdict = await world.over()
     assert proxy.resets > 2
     row(verdict)
 
 
+async def unready(world: World) -> bool:
+    """Whether the worker says that it is not ready, for its tailer alone."""
+    async with httpx.AsyncClient(timeout=5) as client:
+        answer = await client.get(f"{world.webs[0].url}/readyz")
+    troubled = {name for name, problem in answer.json()["checks"].items() if problem != "ok"}
+    return answer.status_code == 503 and troubled == {"tailers"}
+
+
 async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row) -> None:
     """Nobody tells the tailer that its peer is gone. Calls are answered as ever; the tailer notices by
-    itself, and its viewers go on where they were."""
+    itself, and its viewers go on where they were. The worker says that it is not ready meanwhile."""
+
+    def asked() -> Awaitable[bool]:
+        return unready(world)
+
     proxy = await proxied(world)
     await world.load()
     async with world.fault():
@@ -96,7 +111,10 @@ async def test_row_18_the_tailers_connection_is_half_open(world: World, row: Row
         await world.last(5)
         deaf = [watcher for watcher in world.watchers if watcher.numbers <= before[watcher.name] + 5]
         assert len(deaf) == len(world.watchers), "the viewers did not notice"
+        said: bool = await until(asked, "the worker to say that it is not ready")
+        assert said
     verdict = await world.over()
+    assert not await unready(world)
     assert world.statuses == {"204"}
     assert all(len(watcher.connects) == 1 for watcher in world.watchers), "a viewer was disconnected"
     row(verdict)

@@ -63,7 +63,8 @@ async def test_row_03_a_worker_is_frozen_for_ten_seconds(world: World, row: Row)
 
 async def test_row_04_old_and_new_versions_work_side_by_side(world: World, row: Row) -> None:
     """A rolling upgrade, worker by worker and then the persister: 204 throughout, viewers go on by id at the
-    other version, and both drain one group."""
+    other version, and both drain one group. (There is no release before this one. What stands for it has its
+    functions under other names, and writes entries as they were before they had a seal.)"""
     await world.add_valkey()
     old = [await world.add_web("failing", "other_version") for _ in range(2)]
     before = await world.add_persister("failing", "other_version")
@@ -107,7 +108,7 @@ async def test_row_06_a_viewer_stops_reading_during_a_burst(world: World, row: R
         beyond_all_buffers = burst.sent + 150
         await until(lambda: burst.sent > beyond_all_buffers, "the burst", 60)
         burst.text_bytes = 40
-        await world.last(10)
+        await world.last(10 if world.short else 60)
         stalled.reads.set()
     verdict = await world.over()
     assert len(stalled.connects) > 1, "it was not cut"

@@ -35,12 +35,16 @@ FIRST_204_S, FIRST_LIVE_S = 5.0, 10.0
 class World:
     """Stores, web workers, persisters, producers and viewers. Everything ends with `close`."""
 
-    def __init__(self, place: Path, database_url: str, seed: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, place: Path, database_url: str, seed: int, scale: float = 1.0, long: bool = False
+    ) -> None:
         self.place = place
         self.database_url = database_url
         self.seed = seed
         self.scale = scale
         """How long faults last, of what their rows say: shorter in the ordinary suite."""
+        self.long = long
+        """Whether those last their ten minutes that should."""
         self.random = random.Random(seed)
         self.ledger = Ledger()
         self.webs: list[Web] = []
@@ -200,6 +204,11 @@ class World:
         asyncio.get_running_loop().call_later(seconds * self.scale, over.set)
         await over.wait()
 
+    @property
+    def short(self) -> bool:
+        """Whether this is the ordinary suite."""
+        return self.scale < 1
+
     @contextlib.asynccontextmanager
     async def fault(self) -> AsyncIterator[None]:
         """Writes down when a fault began and when it was healed, and waits until all is back."""
@@ -305,12 +314,12 @@ class World:
     def _entries(self, key: str) -> list[Seen]:
         with contextlib.closing(self.redis()) as client:
             entries: Any = client.xrange(key)
-        return [_seen(id, fields) for id, fields in entries]
+        return [seen(id, fields) for id, fields in entries]
 
     def _dead(self) -> list[Seen]:
         with contextlib.closing(self.redis()) as client:
             letters: Any = client.xrange(KEYS.dead_letters)
-        return [_seen(fields[b"id"], fields) for _, fields in letters]
+        return [seen(fields[b"id"], fields) for _, fields in letters]
 
     def _group(self) -> tuple[int, int]:
         """How many entries are pending, and how many were not delivered, by our own count."""
@@ -347,14 +356,17 @@ class World:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for proxy in self._proxies:
-            await proxy.close()
-        for server in reversed(self._servers):
-            await server.clear()
+        async with contextlib.AsyncExitStack() as stack:  # so that each is ended, also where one fails
+            for server in self._servers:
+                stack.push_async_callback(server.clear)
+            for proxy in self._proxies:
+                stack.push_async_callback(proxy.close)
 
 
-def _seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
-    details = json.loads(fields[b"e"])["details"]
+def seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
+    """What an entry holds, whatever its seal says."""
+    text = fields[b"e"]
+    details = json.loads(text[: text.rindex(b"}") + 1])["details"]
     return Seen(event_id(StreamId.parse(stream_id), 0), mark_of(fields[b"r"].decode(), details))
 
 
@@ -362,5 +374,5 @@ def _files(pid: int) -> int:
     return psutil.Process(pid).num_fds()
 
 
-def marks(seen: Sequence[Seen]) -> list[Mark]:
-    return [item.mark for item in seen]
+def marks(found: Sequence[Seen]) -> list[Mark]:
+    return [item.mark for item in found]

@@ -297,7 +297,7 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
 ) -> None:
     await publisher.append([event()])
     (gone,) = Consumer(client, 0, Settings(persister_name="p"), nothing_archived).claim()
-    client.xdel(KEYS.log, gone.stream_id)
+    client.xdel(KEYS.log, gone[0])
     drain(persister("p"))
     assert (len(list(DeadLetters(client, 1))), pending(client)) == (1, 0)
 

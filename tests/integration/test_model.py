@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from persister.consumer import Consumer, Delivery
+from persister.consumer import Consumer, Delivery, Settlement
 from persister.settings import Settings
 from persister.trim import trim
 from relay import connect, embedded
@@ -281,8 +281,8 @@ class Logs(RuleBasedStateMachine):
         if settle:
             newest: dict[str, str] = {}
             for delivery in hand:  # in the order of the log
-                newest[self._entry(delivery).run_id] = delivery.stream_id.decode()
-            self.consumers[name].settle(hand, newest)
+                newest[self._entry(delivery).run_id] = delivery[0].decode()
+            self.consumers[name].settle(Settlement([stream_id for stream_id, _ in hand], newest))
             self.model.settled |= {self._id(delivery) for delivery in hand}
         else:
             self.consumers[name].restart()
@@ -425,7 +425,7 @@ class Logs(RuleBasedStateMachine):
         return position == START or in_archive or position in self._log(KEYS.run(run_id))
 
     async def _replayed(self, run_id: str, position: int) -> list[int] | None:
-        replay, got = Replay(self.link, self.archive, 1), list[int]()
+        replay, got = Replay(self.link, self.archive, 1, page=3), list[int]()
         while page := await replay.after(run_id, got[-1] if got else position):
             assert all(self._is_right(record.id, json.loads(record.payload)) for record in page.records)
             got += [record.id for record in page.records]
@@ -434,7 +434,7 @@ class Logs(RuleBasedStateMachine):
         return None
 
     async def _snapshot(self, run_id: str) -> tuple[int, list[int]]:
-        snapshot = await Replay(self.link, self.archive, 1).snapshot(run_id)
+        snapshot = await Replay(self.link, self.archive, 1, page=3).snapshot(run_id)
         lists = json.loads(b"{%b}" % b"".join([piece async for piece in snapshot.lists]))
         seen = lists["paper_generation_progress"]
         assert all(self._is_right(event["id"], event) for event in seen)
@@ -455,11 +455,11 @@ class Logs(RuleBasedStateMachine):
 
     @staticmethod
     def _id(delivery: Delivery) -> int:
-        return event_id(StreamId.parse(delivery.stream_id), 0)
+        return event_id(StreamId.parse(delivery[0]), 0)
 
     @staticmethod
     def _entry(delivery: Delivery) -> Entry:
-        return decode(delivery.stream_id, delivery.fields, 0)
+        return decode(*delivery, 0)
 
     def _log(self, key: str) -> dict[int, NewEvent]:
         found: Any = self.redis.xrange(key)
@@ -507,7 +507,6 @@ def explore(
     phases: Sequence[Phase] = tuple(Phase),
 ) -> None:
     monkeypatch.setattr("persister.consumer.BLOCK_MS", 1)
-    monkeypatch.setattr("relay.stream.replay.PAGE", 3)
     run_state_machine_as_test(
         type("LogsOfThisServer", (Logs,), {"valkey": valkey, "crashes_left": crashes}),
         settings=settings(

@@ -20,7 +20,6 @@ from relay.history import (
     get_latest_paper_generation_event,
     list_paper_generation_events,
 )
-from relay.stream import replay as replay_module
 from relay.stream.entry import NewEvent
 from relay.stream.keys import START, ShardKeys, created_at
 from relay.stream.publish import Publisher
@@ -42,12 +41,9 @@ END = NewEvent(
 
 
 @pytest.fixture
-async def replay(
-    servers: Servers, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Replay]:
-    monkeypatch.setattr(replay_module, "PAGE", 5)
+async def replay(servers: Servers, database: Database) -> AsyncIterator[Replay]:
     client = connect.shared_link(servers.redis_url)
-    yield Replay(client, History(database), 1)
+    yield Replay(client, History(database), 1, AT_ONCE)
     await client.close()
 
 
@@ -66,6 +62,10 @@ def client(servers: Servers) -> Iterator[redis.Redis]:
     opened = redis.Redis.from_url(servers.redis_url, protocol=2)
     yield opened
     opened.close()
+
+
+AT_ONCE = 5
+"""Events in a page."""
 
 
 async def everything_after(replay: Replay, position: int) -> list[int] | None:
@@ -89,6 +89,30 @@ async def test_what_is_only_in_the_run_log_is_replayed_from_it(publisher: Publis
     assert await everything_after(replay, ids[3]) == ids[4:]
     assert await everything_after(replay, ids[-1]) == []
     assert await everything_after(replay, START) == ids
+
+
+@pytest.mark.parametrize(("missed", "pages"), [(AT_ONCE - 1, [4]), (AT_ONCE, [5, 0]), (AT_ONCE + 1, [5, 1])])
+@pytest.mark.parametrize("archived", [False, True])
+async def test_a_page_holds_so_many_events_and_no_more(
+    publisher: Publisher,
+    replay: Replay,
+    persister: Loop,
+    client: redis.Redis,
+    missed: int,
+    pages: list[int],
+    archived: bool,
+) -> None:
+    position, *following = await publisher.append([event() for _ in range(1 + missed)])
+    if archived:
+        persister.step()
+        client.delete(LOG)
+    for length in pages:
+        page = await replay.after(RUN, position)
+        assert page is not None
+        assert [record.id for record in page.records] == following[:length]
+        assert page.more == (length == AT_ONCE)
+        position, following = following[length - 1] if length else position, following[length:]
+    assert not following
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7])
@@ -168,7 +192,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
     ids = await publisher.append([event() for _ in range(3)])
     client = connect.shared_link(servers.redis_url)
     away = Database("postgresql://127.0.0.1:1/none", 1)
-    replay = Replay(client, History(away), 1)
+    replay = Replay(client, History(away), 1, AT_ONCE)
     assert await everything_after(replay, ids[0]) == ids[1:]
     with pytest.raises(DatabaseUnavailable):
         await replay.after(RUN, ids[0] - 1)
@@ -179,7 +203,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
 async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
     client = connect.shared_link("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable):
-        await Replay(client, History(database), 1).after(RUN, 5)
+        await Replay(client, History(database), 1, AT_ONCE).after(RUN, 5)
     await client.close()
 
 

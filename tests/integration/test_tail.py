@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import redis
@@ -76,6 +76,9 @@ async def test_entries_that_are_no_events_are_passed_over(
     tailed: Tailed, publisher: Publisher, client: redis.Redis
 ) -> None:
     await publisher.append([event()])
+    found: Any = client.xrange(ShardKeys(0).log)
+    whole = found[0][1]
+    client.xadd(ShardKeys(0).log, {**whole, b"e": whole[b"e"].replace(b"step", b"stop")})
     client.xadd(ShardKeys(0).log, {"some": "run-1"})
     client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
     await publisher.append([event()])
@@ -118,3 +121,18 @@ async def test_a_viewer_is_told_when_there_is_no_log_to_follow() -> None:
     tailer = Tailer(lambda: connect.tail_link("redis://127.0.0.1:1/0"), Hub(), 0)
     with pytest.raises(Unavailable):
         await tailer.ready(0.01)
+
+
+async def test_a_tailer_that_redis_does_not_answer_is_deaf_while_somebody_watches(
+    tailed: Tailed, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard of again once Redis answers, and nothing has to be heard where nobody watches."""
+    monkeypatch.setattr(tail, "DEAF_S", 0.3)
+    assert not tailed.tailer.deaf
+    client.client_pause(700)
+    await until(lambda: tailed.tailer.deaf, "the tailer to be deaf")
+    await until(lambda: not tailed.tailer.deaf, "the tailer to hear again")
+    client.client_pause(700)
+    await until(lambda: tailed.tailer.deaf, "the tailer to be deaf again")
+    tailed.hub.unregister(tailed.viewer, "run-1")
+    await until(lambda: not tailed.tailer.deaf, "the tailer to have nothing to hear")
