@@ -28,6 +28,7 @@ class AppendCall:
         self._function = bulk("FCALL") + bulk(functions.APPEND)
         self._log = bulk(keys.log)
         self._runs = bulk(keys.runs)
+        self._run_log = lru_cache(maxsize=4096)(lambda run_id: bulk(keys.run(run_id)))
         self._remember_ms = bulk(remember_ms)
         self._live_runs = bulk(live_runs)
 
@@ -51,8 +52,7 @@ class AppendCall:
                 known = names.get((run_id, kind))
                 if known is None:
                     place = runs.setdefault(run_id, len(runs) + 1)
-                    seal = seal_of(run_id.encode(), kind.encode())
-                    known = names[run_id, kind] = word(place) + word(kind), seal
+                    known = names[run_id, kind] = word(place) + word(kind), _seal(run_id, kind)
                 name, seal = known
                 words.append(b"%b$%d\r\n%b%08x\r\n" % (name, len(text) + SEAL_BYTES, text, crc32(text, seal)))
         return b"".join(
@@ -61,7 +61,7 @@ class AppendCall:
                 self._function,
                 word(len(runs) + len(once) + 2),
                 self._log,
-                *[word(self._keys.run(run_id)) for run_id in runs],
+                *map(self._run_log, runs),
                 *once,
                 self._runs,
                 word(len(runs)),
@@ -72,6 +72,11 @@ class AppendCall:
                 *words,
             ]
         )
+
+
+@lru_cache(maxsize=4096)
+def _seal(run_id: str, kind: str) -> int:
+    return seal_of(run_id.encode(), kind.encode())
 
 
 def _digest(events: Sequence[NewEvent]) -> str:

@@ -6,6 +6,8 @@
 
 local SEQUENCES = 256
 
+local NO_LOG = 'NOLOG the shard log does not exist'
+
 -- How often to look whether a run log still exists, and how many to look at in one step: some 2 ms.
 local LOOK_AGAIN_MS = 60000
 local LOOKS = 1000
@@ -34,7 +36,7 @@ local function top(log)
   local info = redis.pcall('XINFO', 'STREAM', log)
   if info.err then
     if redis.call('EXISTS', log) == 0 then
-      return nil, redis.error_reply('NOLOG the shard log does not exist')
+      return nil, redis.error_reply(NO_LOG)
     end
     return nil, info
   end
@@ -77,26 +79,36 @@ local function unopened(fresh, args, a, count)
   return found
 end
 
--- The highest ordinal of these run logs, not below `last`; and which of them do not exist yet, or nil
--- where all do.
+-- The highest ordinal of these run logs, not below `last`.
 local function tips(keys, runs, last)
-  local fresh
   for run = 1, runs do
-    local tip = redis.pcall('XREVRANGE', keys[1 + run], '+', '-', 'COUNT', 1)
-    if tip.err then return nil, nil, tip end
-    if tip[1] then
-      last = math.max(last, ordinal(tip[1][1]))
-    else
+    local tip = redis.call('XREVRANGE', keys[1 + run], '+', '-', 'COUNT', 1)
+    if tip[1] then last = math.max(last, ordinal(tip[1][1])) end
+  end
+  return last
+end
+
+-- Which of the run logs do not exist yet, or nil where all do; and whether none has an entry from the
+-- ordinal `number` on. Their entries themselves are not looked at: they may be large.
+local function looked_up(keys, runs, number)
+  local fresh, from = nil, stream_id(number)
+  for run = 1, runs do
+    local length = redis.pcall('XLEN', keys[1 + run])
+    if type(length) == 'table' then return nil, false, length end
+    if length == 0 then
       fresh = fresh or {}
       fresh[run] = true
+    elseif redis.call('XRANGE', keys[1 + run], from, '+', 'COUNT', 1)[1] then
+      return nil, false
     end
   end
-  return last, fresh
+  return fresh, true
 end
 
 -- Writes a group, whose first event is described from args[a] on. The part of its ids that is the same for
 -- many, the millisecond, is put into words once. A run log expires only once all of it is archived (see
--- settle), so news takes its expiry away.
+-- settle), so news takes its expiry away. Answers nothing, or what the shard log says instead of taking an
+-- event; it can say so only of the very first one.
 local function write(keys, args, a, count, number, written)
   local call, log = redis.call, keys[1]
   local sequence, prefix = SEQUENCES, nil
@@ -108,7 +120,9 @@ local function write(keys, args, a, count, number, written)
     end
     local id, run = prefix .. sequence, tonumber(args[a])
     local name, kind, text = args[4 + run], args[a + 1], args[a + 2]
-    call('XADD', log, id, 'r', name, 'k', kind, 'e', text)
+    local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, 'r', name, 'k', kind, 'e', text)
+    if not added then return redis.error_reply(NO_LOG) end
+    if type(added) == 'table' then return added end
     call('XADD', keys[1 + run], id, 'r', name, 'k', kind, 'e', text)
     if not written[run] then
       written[run] = true
@@ -118,34 +132,19 @@ local function write(keys, args, a, count, number, written)
   end
 end
 
--- Appends groups of events, each group whole and in order, to the shard log and the run logs.
---
--- KEYS  the shard log; the run logs; the keys of idempotency keys; the set of run logs that there are
--- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
---       the caller knows to be taken, how many run logs there may be, the runs, then for each group:
---         which idempotency key is its own or 0, a digest of it, its number of events,
---         then for each event: which run, kind, text
--- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
--- group whose key was used for the same digest before is not written again and answers what it
--- answered then, below zero, so that repeats can be counted; with another digest it is not written and answers -1. A group with new runs for
--- which there is no more room is not written and answers -2.
-local function append(keys, args)
-  local log, runs, remember = keys[1], tonumber(args[1]), args[2]
-  local fresh
-  local last, problem = top(log)
-  if problem then return problem end
-  last, fresh, problem = tips(keys, runs, math.max(last, tonumber(args[3])))
-  if problem then return problem end
-  local now = redis.call('TIME')
-  local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
-  local next_ordinal = math.max(now_ms * SEQUENCES, last + 1)
-  local known, places = keys[#keys], nil
+-- Appends what `append` says, from the ordinal `number` on. Answers nothing, and has written nothing, where
+-- there is already something from there on.
+local function append_from(keys, args, runs, number, now_ms)
+  local remember, known, places = args[2], keys[#keys], nil
+  local fresh, free, problem = looked_up(keys, runs, number)
+  if not free then return nil, problem end
   if fresh then
     places, problem = room(known, tonumber(args[4]), now_ms)
-    if problem then return problem end
+    if problem then return nil, problem end
   end
 
   local answers, writes, used, again, opened = {}, {}, {}, {}, {}
+  local next_ordinal = number
   local i = 5 + runs
   while i <= #args do
     local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
@@ -154,11 +153,11 @@ local function append(keys, args)
     if once > 0 then
       key = keys[1 + runs + once]
       local before = used[key] or redis.pcall('GET', key)
-      if type(before) == 'table' then return before end
+      if type(before) == 'table' then return nil, before end
       if before then
         if not used[key] then again[#again + 1] = key end
-        local same, number = string.match(before, '^(.*):(%d+)$')
-        first = same == digest and -tonumber(number) or -1
+        local same, kept = string.match(before, '^(.*):(%d+)$')
+        first = same == digest and -tonumber(kept) or -1
       end
     end
     if fresh and first == next_ordinal then
@@ -180,10 +179,13 @@ local function append(keys, args)
     i = i + 3 + 3 * count
   end
 
-  local number, written = next_ordinal, {}
-  for w = 2, #writes, 2 do number = number - writes[w] end
+  local written = {}
   for w = 1, #writes, 2 do
-    write(keys, args, writes[w], writes[w + 1], number, written)
+    problem = write(keys, args, writes[w], writes[w + 1], number, written)
+    if problem then
+      if string.find(problem.err, 'equal or smaller', 1, true) then problem = nil end
+      return nil, problem
+    end
     number = number + writes[w + 1]
   end
   for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
@@ -192,6 +194,34 @@ local function append(keys, args)
   -- the one that the key stands for, too, though another connection made that.
   for _, key in ipairs(again) do redis.call('PEXPIRE', key, remember) end
   return answers
+end
+
+-- Appends groups of events, each group whole and in order, to the shard log and the run logs.
+--
+-- KEYS  the shard log; the run logs; the keys of idempotency keys; the set of run logs that there are
+-- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
+--       the caller knows to be taken, how many run logs there may be, the runs, then for each group:
+--         which idempotency key is its own or 0, a digest of it, its number of events,
+--         then for each event: which run, kind, text
+-- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
+-- group whose key was used for the same digest before is not written again and answers what it
+-- answered then, below zero, so that repeats can be counted; with another digest it is not written and
+-- answers -1. A group with new runs for which there is no more room is not written and answers -2.
+--
+-- Ids go on from the clock, or from what the caller knows. Mostly that is above all there is, and that it is
+-- not is found before anything is written; only then is it looked up what the logs hold.
+local function append(keys, args)
+  local runs, time = tonumber(args[1]), redis.call('TIME')
+  local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  local number = math.max(now_ms * SEQUENCES, tonumber(args[3]) + 1)
+  local answers, problem = append_from(keys, args, runs, number, now_ms)
+  if answers or problem then return answers or problem end
+  local last
+  last, problem = top(keys[1])
+  if problem then return problem end
+  number = math.max(number, tips(keys, runs, last) + 1)
+  answers, problem = append_from(keys, args, runs, number, now_ms)
+  return answers or problem or redis.error_reply('ERR the logs take no event')
 end
 
 -- Makes sure that a shard log and its group exist, and that its ids go on above a floor.
