@@ -51,6 +51,7 @@ def test_the_commands_of_a_document_work(path: Path, relay: Relay) -> None:
         DATABASE_URL=relay.database_url,
     )
     env.pop("MAKEFLAGS", None)
+    relay.ops("/livez", "persister_ops_url")  # which may just have started
     done = subprocess.run(
         ["bash", "-c", script(path, relay)],
         env=env,
