@@ -5,6 +5,7 @@ persisters have the same one, with other pages.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -74,8 +75,12 @@ def _bound(address: str) -> socket.socket | None:
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in range(int(port), min(int(port) + PORTS, 1 << 16)):
-        with contextlib.suppress(OSError):
+        try:
             return socket.create_server((host, number), family=family)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                log.error("health and figures can not be had at %s: %s", address, error.strerror)
+                return None
     log.error("no port is free for health and figures at %s and above", address)
     return None
 

@@ -33,7 +33,7 @@ def test_processes_with_one_address_take_ports_one_after_the_other() -> None:
             assert httpx.get(f"{second}/a").status_code == 200
 
 
-def test_without_an_address_or_a_free_port_work_goes_on_without_it(
+def test_without_an_address_that_it_can_have_work_goes_on_without_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("relay.listener.PORTS", 1)
@@ -45,6 +45,9 @@ def test_without_an_address_or_a_free_port_work_goes_on_without_it(
     ):
         assert url is None
     assert "no port is free" in caplog.text
+    with listening("192.0.2.1:9464", PAGES) as url:  # an address that no machine has
+        assert url is None
+    assert "can not be had at 192.0.2.1:9464" in caplog.text
 
 
 def test_a_page_that_fails_says_so_without_a_word_of_why(caplog: pytest.LogCaptureFixture) -> None:
