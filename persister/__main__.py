@@ -13,14 +13,17 @@ import redis
 import redis.exceptions
 from pydantic import ValidationError
 
+from persister import health
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.prune import BATCH, oldest_to_keep, parse_age, prune_dead_letters, prune_rows
 from persister.settings import Settings
 from persister.store import Store
+from relay import logs
 from relay.connect import database, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
+from relay.listener import listening
 from relay.settings import explain
 from relay.startup import guard
 
@@ -40,8 +43,8 @@ def main() -> None:
 @click.option("--name", help="Name in the consumer group; another one for each process. Default: the host's.")
 def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings(name)
+    logs.configure(settings.log_format)
     try:
         guard(settings)
     except Misconfigured as error:
@@ -65,12 +68,13 @@ def run(name: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(WATCH_S)
-            _end_if_stuck(loops, settings.persister_stuck_s)
+    with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(WATCH_S)
+                _end_if_stuck(loops, settings.persister_stuck_s)
     if failed.is_set():
         raise SystemExit(1)
 

@@ -62,6 +62,8 @@ class Consumer:
         self._count = min(FIRST_COUNT, settings.persister_batch)
         self.full = False
         """Whether the last batch of new entries was as large as was asked for, so that more is likely."""
+        self.lost = 0
+        """Entries that were gone from the log before they were archived."""
 
     def restart(self) -> None:
         """After any error: what was delivered and not acknowledged comes first."""
@@ -199,6 +201,7 @@ class Consumer:
                 raise
             return []
         if reply[2]:
+            self.lost += len(reply[2])
             log.error("%d entries were gone from the log before they were archived", len(reply[2]))
         batch: list[Delivery] = reply[1]
         return batch

@@ -17,7 +17,8 @@ import redis
 import redis.exceptions
 
 from persister import copy
-from persister.consumer import Consumer, Delivery, Settlement
+from persister.consumer import Consumer, Delivery, NotKept, Settlement
+from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
 from persister.trim import INTERVAL, trim
@@ -58,12 +59,18 @@ class Loop:
         self._next: Batch | None = None
         self._stored: tuple[Batch, Sequence[Rejected]] | None = None
         self._began: float | None = None
+        self.figures = Figures()
 
     @property
     def busy_s(self) -> float:
         """How long the step at hand has taken. May be asked from another thread."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def lost(self) -> int:
+        """Entries that were gone from the log before they were archived."""
+        return self._consumer.lost
 
     def _highest(self) -> int:
         return self._inserter.submit(self._store.highest).result()
@@ -78,9 +85,11 @@ class Loop:
         while self._next or self._ahead or not self._stopped.is_set():
             try:
                 self.step()
+                self.figures.went_on()
                 delay = BACKOFF_S[0]
             except (redis.exceptions.RedisError, OSError, Unavailable) as error:
                 log.warning("shard %d: %s; trying again", self._shard, _reason(error))
+                self.figures.failed(_cause(error), _reason(error))
                 self._next = self._stored = None
                 self._ahead = ()
                 self._consumer.restart()
@@ -104,7 +113,7 @@ class Loop:
 
     def _step(self) -> int:
         batch = self._take_next()
-        inserting = self._inserter.submit(self._store.insert, batch.entries, batch.rows)
+        inserting = self._inserter.submit(self._insert, batch)
         try:
             self._look_ahead()
         finally:
@@ -113,6 +122,14 @@ class Loop:
             self._consumer.settle(settlement)
         self._trim()
         return len(batch.deliveries)
+
+    def _insert(self, batch: Batch) -> Sequence[Rejected]:
+        """Stores a batch; answers what of it could not be stored. On the archive's own thread."""
+        began = time.monotonic()
+        rejected = self._store.insert(batch.entries, batch.rows)
+        if batch.entries:
+            self.figures.stored(len(batch.entries) - len(rejected), time.monotonic() - began)
+        return rejected
 
     def _look_ahead(self) -> None:
         """Acknowledges the batch before, and claims and makes ready those behind it."""
@@ -171,6 +188,7 @@ class Loop:
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("entry %s goes to the dead letters: %s", delivery[0].decode(), reason)
         self._consumer.bury(delivery, reason)
+        self.figures.dead_letters += 1
 
     def _trim(self) -> None:
         if time.monotonic() >= self._trim_at:
@@ -184,6 +202,13 @@ def _newest_of_runs(entries: Sequence[Entry]) -> dict[str, str]:
     for entry in entries:
         newest[entry.run_id] = max(entry.id, newest.get(entry.run_id, 0))
     return {run_id: str(stream_id(id)) for run_id, id in newest.items()}
+
+
+def _cause(error: Exception) -> str:
+    """Who is at fault, for the figures."""
+    if isinstance(error, NotKept):
+        return "waitaof"
+    return "postgres" if isinstance(error, Unavailable) else "redis"
 
 
 def _reason(error: Exception) -> str:

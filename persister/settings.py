@@ -4,6 +4,7 @@ import socket
 
 from pydantic import Field
 
+from relay.listener import ADDRESS
 from relay.settings import StoreSettings
 
 
@@ -15,6 +16,12 @@ class Settings(StoreSettings):
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
         description="Its name in the consumer group: the same after a restart, so that it finds what it had "
         "begun, and another one for each process that runs at the same time.",
+    )
+    persister_ops_listen: str | None = Field(
+        None,
+        pattern=ADDRESS,
+        description="`host:port` of the private listener, with /metrics, /readyz and /livez. Where several "
+        "run on a machine, each takes the first free port from there on. Without it there is none.",
     )
     persister_batch: int = Field(
         4000,

@@ -14,7 +14,7 @@ import redis.exceptions
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from relay import __version__, connect
+from relay import __version__, connect, durability, exposition
 from relay.auth import Ownership
 from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
@@ -29,6 +29,7 @@ from relay.http import live as live_routes
 from relay.http.access import Access
 from relay.http.conversation import ConversationStream
 from relay.http.fastlane import FastLane
+from relay.http.figures import Figures
 from relay.http.guard import STATE, Guard
 from relay.http.origins import CrossOrigin
 from relay.http.seats import Seats
@@ -36,6 +37,7 @@ from relay.http.stream import RunStream
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.link import SharedLink
+from relay.listener import listening
 from relay.settings import Settings
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
@@ -125,7 +127,11 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Guard]]:
         async with running(settings, sources) as started:
             services.append(started)
-            yield {STATE: started.guard}
+            loop = asyncio.get_running_loop()
+            figures = Figures(loop, health, started.redis, started.shards, seats)
+            pages = ops.pages(loop, app, health, exposition.page(figures.collect))
+            with listening(settings.ops_listen, pages):
+                yield {STATE: started.guard}
             services.clear()
 
     app = FastAPI(
@@ -151,7 +157,8 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         "tailers": lambda: _tailers(now()),
         "postgres": lambda: _postgres(now()),
     }
-    app.include_router(ops.router(probes))
+    health = ops.Health(probes, lambda: durability.in_force(now().redis, settings.waitaof))
+    app.include_router(ops.router(health))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(live_routes.router(live, conversation, access))

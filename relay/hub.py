@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
 from typing import Protocol
 
+from relay import metrics
 from relay.sse import KEEP_ALIVE, Frame, Framing, join_positions
 from relay.stream.keys import START, shard_of_event
 
@@ -294,6 +295,8 @@ class Hub:
         viewers = self._runs.get(run_id)
         if viewers and frames:
             burst = Burst(frames)
+            metrics.FRAMES.value += len(frames)
+            metrics.DELIVERIES.value += len(frames) * len(viewers)
             for viewer in viewers:
                 viewer.deliver(burst)
 

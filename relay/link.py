@@ -14,6 +14,7 @@ import redis.asyncio
 import redis.exceptions
 from redis._parsers import BaseParser
 
+from relay import metrics
 from relay.errors import OutcomeUnknown
 from relay.sharing import noticed
 
@@ -132,6 +133,7 @@ class Link:
         """Connects, unless it was connected before."""
         if self._transport is not None:
             return
+        metrics.CONNECTIONS.value += 1
         await self._connection.connect()  # type: ignore[no-untyped-call]
         # All that the driver asked is answered, so nothing of ours is in its buffers.
         transport: Any = self._connection._writer.transport  # type: ignore[union-attr]
@@ -204,7 +206,10 @@ class DurableLink(Link):
             return both
         answer, kept = both
         refused = isinstance(answer, redis.exceptions.ResponseError)
-        return answer if refused or self._durability.reached(kept) else OutcomeUnknown()
+        if refused or self._durability.reached(kept):
+            return answer
+        metrics.SHORTFALLS.value += 1
+        return OutcomeUnknown()
 
 
 class SharedLink:

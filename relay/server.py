@@ -1,16 +1,17 @@
 """The web service as processes: uvicorn, with our protocol class."""
 
-import logging
 import socket
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
+from relay import logs
 from relay.app import create_app
 from relay.garbage import look_rarely
 from relay.http.protocol import StreamingProtocol
 from relay.processes import die_with_parent
+from relay.settings import Settings
 
 GRACE_S = 10
 """The backstop of a shutdown: viewers leave at once, and requests have an answer within 3 s."""
@@ -57,11 +58,6 @@ def application() -> ASGIApp:
 
 def worker() -> ASGIApp:
     """The application in one of several workers, which would outlive a killed parent otherwise."""
-    configure_logging()
+    logs.configure(Settings().log_format)
     die_with_parent()
     return application()
-
-
-def configure_logging() -> None:
-    """To stderr, one line each."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from relay.listener import ADDRESS
 from relay.stream.keys import MAX_SHARDS
 
 _SIGNING_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{32,}={0,2}")
@@ -67,6 +68,11 @@ class StoreSettings(BaseSettings):
         "hold an event before it is acknowledged or archived. `1,1` where a replica may take over from a "
         "lost primary, `1,0` where the server syncs its file only every second.",
     )
+    log_format: Literal["json", "text"] = Field(
+        "json",
+        description="How logs look, on stderr: an object a line for programs, or text for people, as "
+        "`relay up` has them.",
+    )
     shards: int = Field(
         1,
         ge=1,
@@ -83,6 +89,14 @@ class StoreSettings(BaseSettings):
 
 class Settings(StoreSettings):
     """The web service."""
+
+    ops_listen: str | None = Field(
+        None,
+        pattern=ADDRESS,
+        description="`host:port` of the private listener, with /metrics, /readyz, /livez and /docs: for "
+        "operators, never an address that users reach. Each worker takes a port of its own, the first free "
+        "one from there on. Without it there is none.",
+    )
 
     webhook_token: SecretStr | None = Field(
         None,
@@ -194,8 +208,8 @@ class Settings(StoreSettings):
     )
     api_docs: bool = Field(
         False,
-        description="Whether /openapi.json and /docs are served: for developers, so `relay up` turns it on; "
-        "in production an inventory of all paths is nobody's business.",
+        description="Whether users' address has /openapi.json and /docs too: for developers, so `relay up` "
+        "turns it on; in production an inventory of all paths is nobody's business.",
     )
     append_deadline_s: float = Field(
         2.8,

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from relay import metrics
 from relay.errors import BatchTooLong, FieldError, InvalidEvent, MalformedJson
 from relay.events.base import Kind, Moment, RunId
 from relay.events.registry import REGISTRY
@@ -45,7 +46,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Envelope(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
     occurred_at: Moment | None = None
 
@@ -158,6 +159,8 @@ def _text(envelope: Any, place: tuple[int, ...]) -> bytes:
     event: Kind = envelope.event
     kind = type(event)
     unknown = set(event.__pydantic_extra__) if event.__pydantic_extra__ else None
+    if unknown or envelope.__pydantic_extra__:
+        _count_unknown(envelope)
     text: bytes = kind.__pydantic_serializer__.to_json(event, exclude=unknown)
     if (b"NaN" in text or b"Infinity" in text) and not _finite(event.model_dump()):
         raise MalformedJson("The body holds a number that JSON can not hold: NaN, or an infinite one.")
@@ -166,6 +169,14 @@ def _text(envelope: Any, place: tuple[int, ...]) -> bytes:
         raise InvalidEvent([_error((*place, "event"), message, "too_deep")])
     occurred_at = envelope.occurred_at or event.happened_at()
     return text if occurred_at is None else _with_time(text, occurred_at)
+
+
+def _count_unknown(envelope: Any) -> None:
+    """Counts an event with fields that neither it nor its envelope has. (A flat one has its own in both.)"""
+    event: Kind = envelope.event
+    known = type(event).model_fields.keys() | type(envelope).model_fields.keys() | {"run_id", "kind"}
+    if (set(envelope.__pydantic_extra__) | set(event.__pydantic_extra__ or ())) - known:
+        metrics.UNKNOWN_FIELDS[event.kind] += 1
 
 
 def _with_time(text: bytes, occurred_at: datetime) -> bytes:

@@ -1,9 +1,17 @@
 """For whoever runs the service: is the process alive, and can it do its work?"""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
+
+from relay.listener import Page, Pages, document
+
+T = TypeVar("T")
 
 Probe = Callable[[], Awaitable[str | None]]
 """Answers what is wrong with a dependency, or None."""
@@ -11,14 +19,52 @@ Probe = Callable[[], Awaitable[str | None]]
 NEEDED = ("redis", "tailers")
 """Without PostgreSQL events are still taken and shown."""
 
+LIVE_S = 5.0
+"""How long the event loop may be busy before the worker counts as dead."""
 
-def router(probes: Mapping[str, Probe]) -> APIRouter:
-    """`/livez` and `/readyz`."""
+READY_S = 8.0
+
+
+class Health:
+    """What a worker can say of itself. `durability` answers how the event log keeps what it is given, and is
+    not asked while that is away."""
+
+    def __init__(
+        self, probes: Mapping[str, Probe], durability: Callable[[], Awaitable[Mapping[str, Any]]]
+    ) -> None:
+        self._probes = probes
+        self._durability = durability
+
+    async def problems(self) -> Mapping[str, str | None]:
+        """What is wrong with each dependency, or None."""
+        return {name: await probe() for name, probe in self._probes.items()}
+
+    async def ready(self) -> tuple[int, Mapping[str, Any]]:
+        """Redis decides, and whether this process hears of its news."""
+        found = await self.problems()
+        ready = all(found[name] is None for name in NEEDED)
+        said: dict[str, Any] = {
+            "status": "ok" if ready else "unavailable",
+            "checks": {name: problem or "ok" for name, problem in found.items()},
+        }
+        if found["redis"] is None:
+            said["durability"] = await self._durability()
+        return (200 if ready else 503), said
+
+
+async def live() -> tuple[int, Mapping[str, Any]]:
+    """That it is said at all is what counts."""
+    return 200, {"status": "ok"}
+
+
+def router(health: Health) -> APIRouter:
+    """`/livez` and `/readyz`, for load balancers, among the public paths."""
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/livez", summary="The process answers")
     async def livez() -> Response:
-        return JSONResponse({"status": "ok"})
+        status, said = await live()
+        return JSONResponse(said, status)
 
     @routes.get(
         "/readyz",
@@ -27,11 +73,53 @@ def router(probes: Mapping[str, Probe]) -> APIRouter:
     )
     async def readyz() -> Response:
         """Redis decides, and whether this process hears of its news."""
-        found = {name: await probe() for name, probe in probes.items()}
-        ready = all(found[name] is None for name in NEEDED)
-        checks = {name: problem or "ok" for name, problem in found.items()}
-        return JSONResponse(
-            {"status": "ok" if ready else "unavailable", "checks": checks}, 200 if ready else 503
-        )
+        status, said = await health.ready()
+        return JSONResponse(said, status)
 
     return routes
+
+
+def pages(
+    loop: asyncio.AbstractEventLoop, app: FastAPI, health: Health, figures: Callable[[], Page]
+) -> Pages:
+    """What the private listener of a worker has."""
+    return {
+        "/livez": _said(on_loop(loop, live, LIVE_S)),
+        "/readyz": _said(on_loop(loop, health.ready, READY_S)),
+        "/metrics": figures,
+        "/openapi.json": lambda: Page(200, "application/json", to_json(app.openapi())),
+        "/docs": lambda: _docs(app),
+    }
+
+
+def on_loop(
+    loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]], timeout_s: float
+) -> Callable[[], T]:
+    """`work` on the event loop, for another thread. Raises TimeoutError where the loop is busy for longer."""
+
+    async def run() -> T:
+        return await work()
+
+    def ask() -> T:
+        asked = asyncio.run_coroutine_threadsafe(run(), loop)
+        try:
+            return asked.result(timeout_s)
+        finally:
+            asked.cancel()
+
+    return ask
+
+
+def _said(ask: Callable[[], tuple[int, Mapping[str, Any]]]) -> Callable[[], Page]:
+    def page() -> Page:
+        try:
+            return document(*ask())
+        except TimeoutError:
+            return document(503, {"status": "the event loop does not get to it"})
+
+    return page
+
+
+def _docs(app: FastAPI) -> Page:
+    html = get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
+    return Page(200, "text/html; charset=utf-8", bytes(html.body))

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from relay import errors
+from relay import errors, metrics
 from relay.events.intake import validation_errors
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,12 @@ _TABLE: Mapping[type[errors.RelayError], tuple[int, str]] = {
     errors.RelayError: (500, "internal"),
 }
 
+_OF_THE_FRAMEWORK = {404: "not-found", 405: "method-not-allowed"}
+
+metrics.REFUSALS.update(
+    dict.fromkeys([*(slug for _, slug in _TABLE.values()), *_OF_THE_FRAMEWORK.values(), "http-error"], 0)
+)
+
 _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"www-authenticate": "Bearer", "connection": "close"},
     408: {"connection": "close"},
@@ -73,6 +79,7 @@ def _response(
     details: list[errors.FieldError] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    metrics.REFUSALS[slug] += 1
     body = {
         "type": f"urn:rp-relay:problem:{slug}",
         "title": slug.replace("-", " ").capitalize(),
@@ -99,7 +106,7 @@ def install(app: FastAPI) -> None:
             404: "There is nothing at this path.",
             405: "This path does not take that method; see the header Allow.",
         }.get(error.status_code, "The request failed.")
-        slug = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http-error")
+        slug = _OF_THE_FRAMEWORK.get(error.status_code, "http-error")
         return _response(error.status_code, slug, detail, headers=error.headers)
 
     async def invalid_request(request: Request, error: Exception) -> Response:

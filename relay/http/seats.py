@@ -18,6 +18,9 @@ class Seats:
         self._taken = 0
         self._of: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return self._taken
+
     def taken(self, user_id: int) -> "Seat":
         """A place, for as long as the context lasts. Raises TooManyViewers."""
         if self._taken >= self._all or self._of.get(user_id, 0) >= self._each:

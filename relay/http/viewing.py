@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from relay import metrics
 from relay.auth import Run
 from relay.auth.viewers import Caller
 from relay.errors import NotAcceptable, RelayError, Unavailable
@@ -34,6 +35,9 @@ RETRY_READ_S = 1.0
 """How long a connected viewer waits before it asks the stores again."""
 
 _EXPIRED = "The token that this stream was opened with has expired; connect again with a new one."
+
+CLOSED = {Wake.GONE: "gone", Wake.ENDED: "ended", Wake.EXPIRED: "expired", Wake.LEAVE: "drained"}
+"""How a stream's end is counted."""
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode() + b"; charset=utf-8"),
@@ -91,19 +95,24 @@ class Viewing(ABC):
         """The whole answer."""
         self.join()
         self._wire.attach(self.viewer)
+        closed = "gone"
         try:
             await self._ready(CONNECT_S)
-            live = await self.begin()
+            live, closed = await self.begin(), "ended"
             while live:
-                live = await self._go_on(await self.idle())
+                why = await self.idle()
+                live, closed = await self._go_on(why), CLOSED.get(why, "ended")
         except RelayError as error:
+            closed = "unavailable"
             if self._started:
                 self._wire.abort()
             else:
                 await problem(error)(scope, receive, self._send)
-        except (TimeoutError, TornBlock):
+        except (TimeoutError, TornBlock) as error:
+            closed = "slow" if isinstance(error, TimeoutError) else "unavailable"
             self._wire.abort()
         finally:
+            metrics.CLOSES[closed] += 1
             self.leave()
             await self._wire.detach()
 
@@ -164,6 +173,7 @@ class Viewing(ABC):
 
     async def _resume(self) -> bool:
         """Catches up as soon as the stores allow."""
+        metrics.CATCH_UPS.value += 1
         while not self.viewer.leaving:
             try:
                 await self._ready(RETRY_READ_S)
@@ -216,6 +226,7 @@ class LiveEndpoint(ABC):
                 await send({"type": "http.response.body"})
                 return
             with self.seats.taken(scope["user"]):
+                metrics.CONNECTS.value += 1
                 await viewing.serve(scope, receive)
         except RelayError as error:
             await problem(error)(scope, receive, send)

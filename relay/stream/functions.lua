@@ -157,7 +157,7 @@ local function append_from(keys, args, runs, number, now_ms)
       if before then
         if not used[key] then again[#again + 1] = key end
         local same, kept = string.match(before, '^(.*):(%d+)$')
-        first = same == digest and tonumber(kept) or -1
+        first = same == digest and -tonumber(kept) or -1
       end
     end
     if fresh and first == next_ordinal then
@@ -205,8 +205,8 @@ end
 --         then for each event: which run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it
--- answered then; with another digest it is not written and answers -1. A group with new runs for
--- which there is no more room is not written and answers -2.
+-- answered then, below zero, so that repeats can be counted; with another digest it is not written and
+-- answers -1. A group with new runs for which there is no more room is not written and answers -2.
 --
 -- Ids go on from the clock, or from what the caller knows. Mostly that is above all there is, and that it is
 -- not is found before anything is written; only then is it looked up what the logs hold.

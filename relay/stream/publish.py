@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import redis.exceptions
 
+from relay import metrics
 from relay.errors import (
     DatabaseUnavailable,
     KeyReused,
@@ -40,7 +41,7 @@ LINKS = 2
 
 NO_LOG = "NOLOG"
 REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
-"""What the function answers instead of an ordinal."""
+"""What the function answers instead of an ordinal. (An ordinal below zero is that of a repeat.)"""
 
 UNBOUNDED = 1 << 53
 """More runs than there can be."""
@@ -240,10 +241,23 @@ class _Lane:
         _fail(waiting, NotStored())
 
     def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
-        for first in answers:
-            group = groups.popleft()
+        now, events = self._loop.time(), 0
+        stored, observe = metrics.EVENTS, metrics.APPEND_SECONDS.observe
+        for answer in answers:
+            group, first = groups.popleft(), abs(answer)
+            events += len(group.events)
             self._highest = max(self._highest, first + len(group.events) - 1)
-            group.tell(REFUSALS[first]() if first in REFUSALS else first)
+            if answer in REFUSALS:
+                group.tell(REFUSALS[answer]())
+                continue
+            if answer < 0:
+                metrics.REPEATS.value += 1
+            else:
+                for _, kind, _ in group.events:
+                    stored[kind] += 1
+            observe(now - group.arrived)
+            group.tell(first)
+        metrics.CALL_EVENTS.observe(events)
 
     def _take(self) -> deque[Group]:
         taken, events = 0, 0

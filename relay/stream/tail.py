@@ -52,6 +52,8 @@ class Tailer:
         words: list[str | int] = ["XREAD", "COUNT", BATCH, "BLOCK", BLOCK_MS, "STREAMS", self._log]
         self._read_after = b"*%d\r\n" % (len(words) + 1) + b"".join(map(bulk, words))
         self._ready = asyncio.Event()
+        self.position: bytes | None = None
+        """The stream id up to which the hub has the news; None while nobody watches."""
         self._clock = asyncio.get_running_loop().time
         self._heard = math.inf
 
@@ -90,6 +92,7 @@ class Tailer:
                 delay = min(2 * delay, BACKOFF_S[1])
             finally:
                 self._ready.clear()
+                self.position = None
                 await self._link.drop()
 
     async def _watched(self) -> None:
@@ -102,7 +105,7 @@ class Tailer:
     async def _follow(self) -> None:
         """From the top of the log on, until nobody watches any more."""
         await self._link.connect()
-        position = str(await self._top()).encode()
+        position = self.position = str(await self._top()).encode()
         self._hub.hold_all()
         self._ready.set()
         self._heard = self._clock()
@@ -129,7 +132,7 @@ class Tailer:
             if reply:
                 entries = reply[0][1]
                 self._dispatch(entries)
-                position = entries[-1][0]
+                position = self.position = entries[-1][0]
             if reply and self._hub.watched.is_set():
                 self._read(position, quiet)
             else:

@@ -73,6 +73,18 @@ class Relay:
 
         return wait_until(complete, f"{count} archived events", 60) or []
 
+    def ops(self, path: str, of: str = "ops_url") -> httpx.Response:
+        """What a private listener answers. (Of the persister's, nobody has waited that it is up.)"""
+
+        def answer() -> httpx.Response | None:
+            with contextlib.suppress(httpx.ConnectError):
+                return httpx.get(self.ready[of] + path, timeout=20)
+            return None
+
+        found = wait_until(answer, "the private listener")
+        assert found is not None
+        return found
+
     def pids(self, *words: str) -> list[int]:
         """The processes below this one whose command line has all these words; a program's name is one."""
         found = []

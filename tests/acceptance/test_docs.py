@@ -37,7 +37,9 @@ def script(path: Path, relay: Relay) -> str:
             lines.append(text)
         elif language == "python":
             lines.append(f"python - <<'PYTHON'\n{text}PYTHON")
-    return "\n".join(lines).replace("http://127.0.0.1:8000", relay.url)
+    script = "\n".join(lines).replace("http://127.0.0.1:8000", relay.url)
+    script = script.replace("http://127.0.0.1:9464", relay.ready["ops_url"])
+    return script.replace("http://127.0.0.1:9564", relay.ready["persister_ops_url"])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -49,6 +51,7 @@ def test_the_commands_of_a_document_work(path: Path, relay: Relay) -> None:
         DATABASE_URL=relay.database_url,
     )
     env.pop("MAKEFLAGS", None)
+    relay.ops("/livez", "persister_ops_url")  # which may just have started
     done = subprocess.run(
         ["bash", "-c", script(path, relay)],
         env=env,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import redis
@@ -41,6 +42,12 @@ def stores(relay: Relay) -> dict[str, str]:
     return {"REDIS_URL": relay.redis_url, "DATABASE_URL": relay.database_url}
 
 
+def private_listeners(log: Path, count: int) -> list[tuple[int, str]]:
+    """The processes that say where theirs is, and where, once there are that many."""
+    found = re.findall(r"figures of process (\d+) are at (\S+)", log.read_text())
+    return [(int(pid), url) for pid, url in found] if len(found) == count else []
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_is_stopped_nothing_stays_behind_and_the_data_does(
     place: Path, how: signal.Signals
@@ -52,6 +59,12 @@ def test_however_it_is_stopped_nothing_stays_behind_and_the_data_does(
         before = relay.archived(run_id, 1)
         family = psutil.Process(relay.process.pid).children(recursive=True)
         assert {"valkey-server", "postgres"} <= {child.name() for child in family}
+        private = wait_until(lambda: private_listeners(place / "data.log", 3), "private listeners")
+        assert {pid for pid, _ in private} == {
+            *relay.pids("--multiprocessing-fork"),
+            *relay.pids("persister"),
+        }
+        assert [httpx.get(f"{url}/livez").status_code for _, url in private] == [200] * 3
         relay.process.send_signal(how)
         relay.process.wait(30)
         wait_until(lambda: not [child for child in family if child.is_running()], "all of them to end")

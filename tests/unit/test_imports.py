@@ -21,7 +21,15 @@ LAYERS = [
     },
     {"relay.app"},
     {"relay.http"},
-    {"relay.stream.publish", "relay.stream.tail", "relay.stream.replay", "relay.history", "relay.auth"},
+    {
+        "relay.stream.publish",
+        "relay.stream.tail",
+        "relay.stream.replay",
+        "relay.history",
+        "relay.auth",
+        "relay.lag",
+        "relay.durability",
+    },
     {
         "relay.hub",
         "relay.connect",
@@ -29,6 +37,8 @@ LAYERS = [
         "relay.stream.calls",
         "relay.settings",
         "relay.startup",
+        "relay.listener",
+        "relay.exposition",
     },
     {
         "relay.stream.keys",
@@ -39,10 +49,20 @@ LAYERS = [
         "relay.errors",
         "relay.sharing",
         "relay.garbage",
+        "relay.metrics",
+        "relay.logs",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
-FOR_PERSISTERS = {"relay.connect", "relay.link", "relay.settings", "relay.startup", *LAYERS[5]}
+SHARED = {
+    "relay.connect",
+    "relay.link",
+    "relay.settings",
+    "relay.startup",
+    "relay.listener",
+    "relay.exposition",
+}
+FOR_PERSISTERS = SHARED | LAYERS[5]
 FRAMEWORKS = {"fastapi", "starlette"}
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from relay.errors import BatchTooLong, InvalidEvent, MalformedJson
 from relay.events.intake import MAX_DEPTH, parse_batch, parse_event, parse_lines
 from relay.events.kinds import PaperGenerationProgress, RunFinished
+from relay.events.registry import REGISTRY
+from relay.metrics import UNKNOWN_FIELDS
 from tests.factories import EXAMPLES, progress
 
 LARGE = 256 * 1024
@@ -203,3 +205,20 @@ def test_a_line_holds_one_event() -> None:
     two = json.dumps(item()) + "," + json.dumps(item())
     with pytest.raises(MalformedJson):
         parse_lines(two.encode(), 10, LARGE)
+
+
+def test_fields_that_nobody_knows_are_counted_wherever_they_are() -> None:
+    def counted(kind: str, content: dict[str, Any]) -> int:
+        before = UNKNOWN_FIELDS[kind]
+        parse_event(REGISTRY[kind], json.dumps({"run_id": "run-1", **content}).encode())
+        return UNKNOWN_FIELDS[kind] - before
+
+    paper, finished = PaperGenerationProgress.kind, RunFinished.kind
+    assert counted(paper, {"event": progress()}) == 0
+    assert counted(paper, {"event": progress(), "tenant": 1}) == 1
+    assert counted(paper, {"event": {**progress(), "new": 1}, "tenant": 1}) == 1, "events, not fields"
+    assert counted(finished, {"success": True}) == 0
+    assert counted(finished, {"success": True, "occurred_at": "2026-01-02T03:04:05Z"}) == 0
+    assert counted(finished, {"success": True, "new": 1}) == 1
+    assert counted(finished, {"event": {"success": True}}) == 0
+    assert counted(finished, {"event": {"success": True}, "new": 1}) == 1

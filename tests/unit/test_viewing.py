@@ -9,6 +9,7 @@ from relay.errors import Unavailable
 from relay.http.stream import RunViewing
 from relay.http.viewing import Shard
 from relay.hub import Hub, State, Viewer, Wake
+from relay.metrics import CLOSES
 from relay.settings import Settings
 from relay.sse import KEEP_ALIVE, Framing
 from relay.stream.entry import Record
@@ -99,3 +100,45 @@ async def test_while_the_stores_are_away_the_stream_is_kept_alive() -> None:
     assert sink.written[-1] == KEEP_ALIVE
     viewer.wake(Wake.GONE)
     assert await resuming
+
+
+class Unread(Wire):
+    """A connection that takes nothing."""
+
+    async def send(self, data: bytes, *, last: bool = False) -> None:
+        await asyncio.Event().wait()
+
+    def abort(self) -> None:
+        return
+
+
+def ended(before: dict[str, int]) -> dict[str, int]:
+    return {reason: count - before[reason] for reason, count in CLOSES.items() if count != before[reason]}
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"), [(Wake.GONE, "gone"), (Wake.LEAVE, "drained"), (Wake.ENDED, "ended")]
+)
+async def test_the_end_of_a_stream_is_counted_with_its_reason(why: Wake, reason: str) -> None:
+    made, viewer, _ = viewing(Replay(NOTHING), position=5)
+    before = dict(CLOSES)
+    serving = asyncio.create_task(made.serve({"type": "http"}, asyncio.Queue[Any]().get))
+    while viewer.state is not State.LIVE:  # noqa: ASYNC110 - nothing else tells
+        await asyncio.sleep(0)
+    viewer.wake(why)
+    await serving
+    assert ended(before) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("replay", "reason"),
+    [(Replay(NOTHING), "slow"), (Replay(Unavailable()), "unavailable"), (Replay(NOTHING, END), "ended")],
+)
+async def test_a_stream_that_ends_early_is_counted_too(replay: Replay, reason: str) -> None:
+    made, _, _ = viewing(replay, position=11)
+    if reason == "slow":
+        made._wire = Unread()
+        made.settings = Settings(slow_viewer_s=0.01)
+    before = dict(CLOSES)
+    await made.serve({"type": "http"}, asyncio.Queue[Any]().get)
+    assert ended(before) == {reason: 1}

@@ -1,0 +1,41 @@
+"""What a 204 is worth at the moment: how the event log keeps what it was given."""
+
+from typing import Any, TypedDict
+
+import redis.exceptions
+
+from relay.link import SharedLink
+
+UNKNOWN = "unknown"
+"""What the server does not tell, since its operator or its provider does not let us ask."""
+
+
+class Durability(TypedDict):
+    """`appendonly` and `appendfsync` as the server has them, `waitaof` as RELAY_WAITAOF asks."""
+
+    appendonly: str
+    appendfsync: str
+    waitaof: str | None
+
+
+async def in_force(link: SharedLink, waitaof: str | None) -> Durability:
+    """What is in force, as far as the server says."""
+    try:
+        reply = await link.ask("CONFIG", "GET", "append*")
+    except (redis.exceptions.RedisError, OSError):  # mostly that we may not ask
+        return {"appendonly": await _by_info(link), "appendfsync": UNKNOWN, "waitaof": waitaof}
+    settings = {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    appendonly = settings.get("appendonly", UNKNOWN)
+    return {
+        "appendonly": appendonly,
+        "appendfsync": settings.get("appendfsync", UNKNOWN) if appendonly == "yes" else "no file",
+        "waitaof": waitaof,
+    }
+
+
+async def _by_info(link: SharedLink) -> str:
+    try:
+        info: Any = await link.ask("INFO", "persistence")
+    except (redis.exceptions.RedisError, OSError):
+        return UNKNOWN
+    return "yes" if b"aof_enabled:1" in info else "no"

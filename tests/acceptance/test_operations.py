@@ -1,0 +1,161 @@
+"""What an operator sees of the running product: health, figures, logs, and what is not shown to users."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from relay.processes import Part, running
+from relay.server import listen
+from tests.acceptance.conftest import answers
+from tests.acceptance.running import Relay, Viewer, environment_with, viewer
+from tests.factories import new_run_id, progress
+from tests.waiting import wait_until
+
+Samples = Mapping[tuple[str, ...], float]
+
+
+def samples(relay: Relay, of: str = "ops_url") -> Samples:
+    """What is scraped there, by name and labels."""
+    answer = relay.ops("/metrics", of)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+PERSISTER = "persister_ops_url"
+
+
+def growth(before: Samples, after: Samples) -> dict[tuple[str, ...], float]:
+    return {
+        key: value - before.get(key, 0.0) for key, value in after.items() if value != before.get(key, 0.0)
+    }
+
+
+def test_row_46_the_private_listener_has_what_users_do_not_see(relay: Relay, plain: Relay) -> None:
+    for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs"):
+        assert relay.ops(path).status_code == 200, path
+    assert relay.ops("/openapi.json").json() == relay.http.get("/openapi.json").json()
+    assert relay.http.get("/metrics").status_code == 404
+    assert httpx.post(f"{relay.ready['ops_url']}/research-pipeline/events/heartbeat").status_code == 501
+
+
+def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) -> None:
+    expected = {
+        "status": "ok",
+        "checks": {"redis": "ok", "tailers": "ok", "postgres": "ok"},
+        "durability": {"appendonly": "yes", "appendfsync": "always", "waitaof": None},
+    }
+    assert relay.ops("/readyz").json() == expected
+    assert relay.http.get("/readyz").json() == expected
+    assert relay.ops("/readyz", PERSISTER).json() == {"status": "ok", "checks": {"shard 0": "ok"}}
+    assert relay.ops("/livez", PERSISTER).json() == {"status": "ok"}
+
+
+def test_what_happens_is_counted(relay: Relay) -> None:
+    run_id, kind = new_run_id(), "paper_generation_progress"
+    relay.claim(run_id)
+    before, stored = samples(relay), samples(relay, PERSISTER)
+    event = {"run_id": run_id, "event": progress()}
+    for _ in range(3):
+        assert (
+            relay.post("/paper-generation-progress", event, **{"idempotency-key": run_id}).status_code == 204
+        )
+    batch = [{"run_id": run_id, "kind": kind, "event": progress(), "unheard_of": 1} for _ in range(5)]
+    assert relay.http.post("/research-pipeline/events/batch", json=batch).status_code == 204
+    assert relay.post("/paper-generation-progress", {}).status_code == 422
+    watching = Viewer(relay, run_id).connected()
+    relay.progress(run_id, progress())
+    relay.finish(run_id)
+    watching.ended()
+    relay.archived(run_id, 7)
+    wait_until(
+        lambda: growth(stored, samples(relay, PERSISTER)).get(("persister_rows_total", "0")) == 8, "rows"
+    )
+    grown = growth(before, samples(relay))
+    assert {
+        key: grown[key]
+        for key in grown
+        if key[0].endswith(("_total", "_count"))
+        and not key[0].startswith(("process_", "relay_viewer_closes", "relay_redis"))
+    } == {
+        ("relay_events_total", kind): 7,
+        ("relay_events_total", "run_finished"): 1,
+        ("relay_repeats_total",): 2,
+        ("relay_unknown_fields_total", kind): 5,
+        ("relay_refusals_total", "invalid-event"): 1,
+        ("relay_append_seconds_count",): 6,
+        ("relay_call_events_count",): 6,
+        ("relay_viewer_connects_total",): 1,
+        ("relay_frames_total",): 2,
+        ("relay_deliveries_total",): 2,
+    }
+    assert grown["relay_viewer_closes_total", "ended"] == 1
+    assert grown["relay_call_events_sum",] == 10
+
+
+def test_where_the_logs_and_viewers_stand_is_found_at_each_scrape(relay: Relay) -> None:
+    run_id = new_run_id()
+    relay.claim(run_id)
+    before = samples(relay)["relay_viewers",]
+    watching = Viewer(relay, run_id).connected()
+    relay.progress(run_id, progress())
+    watching.wait(2)
+    relay.archived(run_id, 1)
+    seen = samples(relay)
+    assert seen["relay_viewers",] == before + 1
+    assert seen["relay_dependency_up", "redis"] == seen["relay_dependency_up", "postgres"] == 1
+    assert seen["relay_tailer_lag_seconds", "0"] == 0
+    assert 0 <= seen["relay_log_newest_age_seconds", "0"] < 60
+    assert seen["relay_loop_lag_seconds",] < 5
+    client = redis.Redis.from_url(relay.redis_url)
+    assert seen["relay_log_entries", "0"] == client.xlen("relay:{0}:log")
+    assert seen["relay_dead_letters", "0"] == client.xlen("relay:{0}:dead")
+    client.close()
+    watching.cut()
+    wait_until(lambda: samples(relay)["relay_viewers",] == before, "the viewer to be gone")
+
+
+def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay: Relay) -> None:
+    before = samples(relay).keys() | samples(relay, PERSISTER).keys()
+    for _ in range(2):
+        runs = [new_run_id() for _ in range(1000)]
+        batch = [
+            {"run_id": run_id, "kind": "paper_generation_progress", "event": progress()} for run_id in runs
+        ]
+        assert relay.http.post("/research-pipeline/events/batch", json=batch).status_code == 204
+    for run_id in runs[:20]:
+        relay.claim(run_id)
+        Viewer(relay, run_id).connected().cut()
+        assert relay.post(f"/{run_id}", {}).status_code == 404
+        assert relay.http.delete(f"/livez?{run_id}").status_code == 405
+    after = samples(relay).keys() | samples(relay, PERSISTER).keys()
+    assert after == before
+    assert not [key for key in after if any(label in runs for label in key)]
+    assert all(not math.isnan(value) for value in samples(relay).values())
+
+
+def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Relay, place: Path) -> None:
+    canary, log = "canary-in-a-query", place / "serve.log"
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
+        env = environment_with(REDIS_URL=relay.redis_url, DATABASE_URL=relay.database_url)
+        part = Part("web", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=log)
+        with running(part):
+            path = f"/conversations/1/idea/research-run/{canary}/events?token={canary}"
+            assert httpx.get(url + path, headers=viewer()).status_code in (403, 404)
+            assert httpx.get(f"{url}/livez?{canary}").status_code == 200
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any("startup complete" in line["message"] for line in lines)
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert canary not in log.read_text()
+    assert viewer()["authorization"].partition(" ")[2] not in log.read_text()
