@@ -67,7 +67,8 @@ def nginx(place: Path, ports: Sequence[int]) -> Iterator[Balancer]:
     )
     (place / "nginx.conf").write_text(
         f"{'user root;' if os.geteuid() == 0 else ''}\ndaemon off;\npid {place}/pid;\n"
-        f"worker_shutdown_timeout 1s;\nevents {{}}\nhttp {{\n{temporary}{ALONE}include {place}/relay.conf;\n}}\n"
+        "worker_shutdown_timeout 1s;\nevents {}\n"
+        f"http {{\n{temporary}{ALONE}include {place}/relay.conf;\n}}\n"
     )
     argv = ["/usr/sbin/nginx", "-e", str(place / "nginx.log"), "-c", str(place / "nginx.conf")]
 

