@@ -21,7 +21,7 @@ from tests.acceptance.running import environment_with
 from tests.waiting import until
 
 INSECURE = {"RELAY_ALLOW_INSECURE": ",".join(EVERY_CHECK)}
-"""The stores of these tests are embedded ones. (A soak is no session of pytest, which would say so for all.)"""
+"""The stores here are embedded ones. (A soak is no session of pytest, which would say so for all.)"""
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
@@ -187,8 +187,8 @@ class Persister(Server):
         self, place: Path, name: str, launcher: Sequence[str], stores: dict[str, str], **env: str
     ) -> None:
         argv = [*program("persister", launcher), "run", "--name", name]
-        quick = {**INSECURE, "RELAY_PERSISTER_CLAIM_S": "2", "PYTHONPATH": str(ROOT)}
-        environment = environment_with(**stores, **{**quick, **env})
+        quick = {"RELAY_PERSISTER_CLAIM_S": "2", "PYTHONPATH": str(ROOT)}
+        environment = environment_with(**stores, **{**INSECURE, **quick, **env})
         super().__init__(Part(name, argv, lambda: True, env=environment, log=place / f"{name}.log"))
 
 
