@@ -15,7 +15,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
-from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.keys import GROUP, every_shard
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -47,7 +47,6 @@ def erase(
     client: redis.Redis,
     connect: Callable[[], Connection],
     run_id: str,
-    shards: int,
     waiting: Callable[[], None] = lambda: None,
     held_s: float = HELD_S,
     patience_s: float = PATIENCE_S,
@@ -56,7 +55,7 @@ def erase(
 
     Raises StillHeld, DatabaseUnavailable or redis errors.
     """
-    everywhere = [ShardKeys(shard) for shard in range(shards)]
+    everywhere = every_shard()
     entries = 0
     for keys in everywhere:
         removed = _remove(client, keys.log, run_id)
