@@ -16,7 +16,7 @@ from persister.settings import Settings
 from persister.store import Store
 from relay.cli import main
 from relay.connect import database, persister_redis
-from relay.erase import Erased, StillHeld, erase
+from relay.erase import ERASED_S, Erased, StillHeld, erase
 from relay.events.registry import TABLES
 from relay.stream.entry import NewEvent, decode
 from relay.stream.keys import GROUP, MAX_SHARDS, ShardKeys
@@ -138,6 +138,23 @@ async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is
         erase(client, connect, GONE, patience_s=0)
     assert rows(servers, GONE) == 1
     assert erase(client, connect, GONE, held_s=0) == Erased(0, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["p", "another"])
+async def test_only_what_nobody_asked_to_be_gone_is_reported_as_lost(
+    servers: Servers, client: redis.Redis, publisher: Publisher, store: Store, name: str
+) -> None:
+    await publisher.append([event(GONE), event(STAYS), event(GONE), event(STAYS)])
+    reply: Any = client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
+    with pytest.raises(StillHeld):
+        erase(client, partial(database, servers.database_url), GONE, patience_s=0)
+    client.xdel(KEYS.log, reply[0][1][3][0])
+    persister = Loop(client, store, 0, Settings(persister_name=name, persister_claim_s=0.001))
+    while persister.step():
+        pass
+    assert (rows(servers, GONE), rows(servers, STAYS)) == (0, 1)
+    assert (persister.lost, client.xlen(KEYS.dead_letters)) == ((0, 1) if name == "p" else (1, 0))
+    assert 0 < int(client.ttl(KEYS.erased)) <= ERASED_S
 
 
 async def test_a_persister_that_died_does_not_bring_it_back(
