@@ -116,7 +116,7 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 
 def create_app(settings: Settings | None = None) -> ASGIApp:
-    """The ASGI application, for tests and for an ASGI server of one's own: `relay serve` is the way to run it.
+    """The ASGI application, for tests and for another ASGI server: `relay serve` is the way to run it.
 
     What that adds is then missing: the look at what is insecure before the start, logs without messages of
     drivers, limits of the time and size of a request's head. And an access log, which uvicorn has by default
