@@ -94,9 +94,9 @@ class Consumer:
 
     def _next(self) -> list[Delivery]:
         if self._backlog:
-            batch = self._read("0")
-            if batch:
-                return batch
+            while batch := self._read("0"):
+                if batch := self._without_erased(batch):
+                    return batch
             self._backlog = False
         if time.monotonic() >= self._claim_at:
             batch = self._take_over()
@@ -200,11 +200,25 @@ class Consumer:
             if "NOGROUP" not in str(error):
                 raise
             return []
-        if reply[2]:
-            self.lost += len(reply[2])
-            log.error("%d entries were gone from the log before they were archived", len(reply[2]))
+        if lost := len(reply[2]) - len(self._erased(reply[2])):
+            self.lost += lost
+            log.error("%d entries were gone from the log before they were archived", lost)
         batch: list[Delivery] = reply[1]
         return batch
+
+    def _without_erased(self, batch: list[Delivery]) -> list[Delivery]:
+        """The batch without what was erased, which is acknowledged: it is gone because somebody asked."""
+        erased = self._erased([stream_id for stream_id, fields in batch if not fields])
+        if erased:
+            self._command("XACK", self._keys.log, GROUP, *erased)
+        return [delivery for delivery in batch if delivery[0] not in erased]
+
+    def _erased(self, gone: Sequence[bytes]) -> set[bytes]:
+        """Which of these, that are gone from the log, were erased."""
+        if not gone:
+            return set()
+        known = self._command("SMISMEMBER", self._keys.erased, *gone)
+        return {stream_id for stream_id, is_known in zip(gone, known, strict=True) if is_known}
 
     def _command(self, *words: Any) -> Any:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
