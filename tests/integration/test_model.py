@@ -19,6 +19,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import FlakyFailure
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -532,6 +533,18 @@ MUTANT: dict[str, Any] = {
 }
 
 
+def found_wanting(explore: Callable[[], None]) -> bool:
+    """Whether a broken promise was found. Servers take their time, so that the same steps may find it once and
+    not again; that counts as well."""
+    try:
+        explore()
+    except (AssertionError, pytest.fail.Exception):
+        return True
+    except FlakyFailure as found:
+        return found.subgroup(AssertionError) is not None
+    return False
+
+
 @pytest.mark.timeout(400)  # for the shortest steps to a failure; without one it takes some 15 s
 def test_whatever_happens_to_the_logs_they_hold_what_was_acknowledged(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
@@ -543,13 +556,11 @@ def test_the_model_finds_keys_that_are_forgotten(valkey: Valkey, monkeypatch: py
     remembered, forgotten = "'SET', key, value, 'PX', remember", "'SET', key, value, 'PX', 1"
     assert functions.LIBRARY.count(remembered) == 1
     monkeypatch.setattr(functions, "LIBRARY", functions.LIBRARY.replace(remembered, forgotten))
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
-        explore(valkey, monkeypatch, **MUTANT)
+    assert found_wanting(lambda: explore(valkey, monkeypatch, **MUTANT))
 
 
 def test_the_model_finds_a_trim_that_does_not_look_at_what_is_pending(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("persister.trim.limit", lambda pending, delivered, retained: min(delivered, retained))
-    with pytest.raises(AssertionError):
-        explore(valkey, monkeypatch, **MUTANT)
+    assert found_wanting(lambda: explore(valkey, monkeypatch, **MUTANT))
