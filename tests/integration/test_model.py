@@ -534,8 +534,8 @@ MUTANT: dict[str, Any] = {
 
 
 def found_wanting(explore: Callable[[], None]) -> bool:
-    """Whether a broken promise was found. Servers take their time, so that the same steps may find it once and
-    not again; that counts as well."""
+    """Whether a broken promise was found. Servers take their time, so that the same steps may find it once
+    and not again; that counts as well."""
     try:
         explore()
     except (AssertionError, pytest.fail.Exception):
