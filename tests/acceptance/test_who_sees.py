@@ -23,6 +23,9 @@ from tests.canaries import SECRET
 from tests.factories import new_run_id, progress
 
 OTHER_USER, OTHER_CONVERSATION = 4343, 4300
+UNKNOWN_CONVERSATION = 987_655
+"""Nobody makes a run of it known."""
+
 get, post = CLIENT.get, CLIENT.post
 
 
@@ -253,10 +256,11 @@ def test_a_token_that_names_runs_needs_no_owner_in_the_database(service: Relay) 
     mine, other = new_run_id(), new_run_id()
     headers = bearer(token(runs=[mine]))
     service.progress(mine, progress(3))
-    path = f"{service.url}/conversations/1/idea/research-run"
+    above = f"{service.url}/conversations/{UNKNOWN_CONVERSATION}"
+    path = f"{above}/idea/research-run"
     with (
         stream(f"{path}/{mine}/events", headers) as (_, one),
-        stream(f"{service.url}/conversations/1/events", headers) as (_, all_of_them),
+        stream(f"{above}/events", headers) as (_, all_of_them),
     ):
         initial = next(one)["data"]
         assert initial["paper_generation_progress"][0]["details"] == {"number": 3}
