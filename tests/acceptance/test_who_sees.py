@@ -26,6 +26,9 @@ OTHER_USER, OTHER_CONVERSATION = 4343, 4300
 UNKNOWN_CONVERSATION = 987_655
 """Nobody makes a run of it known."""
 
+SMALL_CONVERSATION = 4301
+"""It has one run, so that a stream fits into what a connection holds for a client that does not read yet."""
+
 get, post = CLIENT.get, CLIENT.post
 
 
@@ -235,12 +238,13 @@ def test_a_ticket_is_kept_for_half_a_minute_and_not_as_itself(service: Relay) ->
 
 def test_a_stream_ends_with_its_token_and_says_so(relay: Relay, plain: Relay) -> None:
     run_id = new_run_id()
-    relay.claim(run_id)
+    relay.claim(run_id, SMALL_CONVERSATION)
     short = bearer(token(exp=int(time.time()) + 2))
     with ExitStack() as stack:
         opened = []
         for service in (relay, plain):
-            for above in (service.run_url(run_id), f"{service.url}/conversations/{CONVERSATION}"):
+            conversation = f"{service.url}/conversations/{SMALL_CONVERSATION}"
+            for above in (f"{conversation}/idea/research-run/{run_id}", conversation):
                 ticket = f"{above}/events?ticket={ticket_of(service, short)}"
                 for url, headers in ((f"{above}/events", short), (ticket, {})):
                     opened.append((url, headers, stack.enter_context(stream(url, headers))))
