@@ -4,11 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 
+from relay import app
 from relay.http import ops
 from relay.http.figures import Figures
 from relay.http.seats import Seats
@@ -100,3 +102,19 @@ async def test_stores_are_asked_at_once_and_not_for_everybody_who_asks() -> None
     answers = await asyncio.gather(*(health.ready() for _ in range(10)))
     assert [status for status, _ in [*answers, await health.ready()]] == [200] * 11
     assert asked == 3
+
+
+class Frozen:
+    """A database that does not answer for longer than a load balancer waits."""
+
+    async def rows(self, statement: str, values: object) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_frozen_postgresql_does_not_keep_who_asks_for_readiness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app, "PROBE_S", 0.01)
+    services: Any = SimpleNamespace(database=Frozen())
+    async with asyncio.timeout(2):
+        assert await app._postgres(services) == "PostgreSQL does not answer"
