@@ -98,8 +98,7 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    settings = _settings()
-    for letter in DeadLetters(_redis(settings), settings.shards):
+    for letter in DeadLetters(_redis(_settings())):
         run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
         click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
 
@@ -108,8 +107,7 @@ def list_() -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    settings = _settings()
-    letter = DeadLetters(_redis(settings), settings.shards).get(key)
+    letter = DeadLetters(_redis(_settings())).get(key)
     if letter is None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
@@ -126,7 +124,7 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     if not keys and not everything:
         raise click.UsageError("Name dead letters, or say --all.")
     settings = _settings()
-    letters = DeadLetters(_redis(settings), settings.shards)
+    letters = DeadLetters(_redis(settings))
     store = _store(settings)
     failed = False
     for letter in letters:
@@ -155,7 +153,7 @@ def prune(age: str, batch: int) -> None:
     try:
         for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
             click.echo(f"{table}\t{rows}")
-        letters = prune_dead_letters(_redis(settings), range(settings.shards), oldest)
+        letters = prune_dead_letters(_redis(settings), oldest)
     except redis.exceptions.RedisError as error:
         raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:

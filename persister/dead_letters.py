@@ -8,7 +8,7 @@ import redis
 from persister.store import Store
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode
-from relay.stream.keys import ShardKeys
+from relay.stream.keys import ShardKeys, every_shard
 
 PAGE = 500
 
@@ -27,9 +27,9 @@ class DeadLetter(NamedTuple):
 class DeadLetters:
     """The dead letters of all shards. A key names one: `<shard>/<id>`."""
 
-    def __init__(self, client: redis.Redis, shards: int) -> None:
+    def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._keys = [ShardKeys(shard) for shard in range(shards)]
+        self._keys = every_shard()
 
     def __iter__(self) -> Iterator[DeadLetter]:
         for keys in self._keys:

@@ -197,7 +197,7 @@ def erase_(run_id: str, held: float) -> None:
 
     try:
         with closing(persister_redis(settings.redis_url.get_secret_value())) as client:
-            erased = erase.erase(client, lambda: database(url), run_id, settings.shards, waiting, held)
+            erased = erase.erase(client, lambda: database(url), run_id, waiting, held)
     except redis.exceptions.RedisError as error:
         raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:

@@ -10,7 +10,7 @@ UNKNOWN = "unknown"
 """What the server does not tell, since its operator or its provider does not let us ask."""
 
 
-class Durability(TypedDict):
+class InForce(TypedDict):
     """`appendonly` and `appendfsync` as the server has them, `waitaof` as RELAY_WAITAOF asks."""
 
     appendonly: str
@@ -18,7 +18,7 @@ class Durability(TypedDict):
     waitaof: str | None
 
 
-async def in_force(link: SharedLink, waitaof: str | None) -> Durability:
+async def in_force(link: SharedLink, waitaof: str | None) -> InForce:
     """What is in force, as far as the server says."""
     try:
         reply = await link.ask("CONFIG", "GET", "append*")

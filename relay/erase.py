@@ -15,7 +15,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
-from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.keys import GROUP, every_shard
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -23,6 +23,9 @@ PAGE = 200
 HELD_S = 400.0
 """How long a persister may hold what it was given: it claims two batches ahead, and ends itself where one
 step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes."""
+
+ERASED_S = 86_400
+"""How long a persister can tell what was erased from what was lost: longer than it is away."""
 
 PATIENCE_S = 2 * HELD_S
 POLL_S = 0.1
@@ -47,7 +50,6 @@ def erase(
     client: redis.Redis,
     connect: Callable[[], Connection],
     run_id: str,
-    shards: int,
     waiting: Callable[[], None] = lambda: None,
     held_s: float = HELD_S,
     patience_s: float = PATIENCE_S,
@@ -56,10 +58,10 @@ def erase(
 
     Raises StillHeld, DatabaseUnavailable or redis errors.
     """
-    everywhere = [ShardKeys(shard) for shard in range(shards)]
+    everywhere = every_shard()
     entries = 0
     for keys in everywhere:
-        removed = _remove(client, keys.log, run_id)
+        removed = _remove(client, keys.log, run_id, keys.erased)
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
         _wait_for_persisters(client, keys.log, waiting, held_s, patience_s)
@@ -74,12 +76,15 @@ def erase(
     return Erased(entries, rows, letters)
 
 
-def _remove(client: redis.Redis, stream: str, run_id: str) -> list[bytes]:
-    """Deletes the run's entries from a stream; answers their ids."""
+def _remove(client: redis.Redis, stream: str, run_id: str, erased: str | None = None) -> list[bytes]:
+    """Deletes the run's entries from a stream, with a note of it in the set `erased`; answers their ids."""
     removed: list[bytes] = []
     for page in _pages(client, stream):
         ids = [id for id, fields in page if fields.get(b"r") == run_id.encode()]
         if ids:
+            if erased:  # before, since a persister that was given them may come back for them at once
+                client.sadd(erased, *ids)
+                client.expire(erased, ERASED_S)
             client.xdel(stream, *ids)
             removed += ids
     return removed

@@ -122,6 +122,8 @@ class ShardKeys:
         self.dead_letters = self._prefix + "dead"
         self.runs = self._prefix + "runs"
         """The run logs that there are, by when to look whether they still exist."""
+        self.erased = self._prefix + "erased"
+        """The ids of entries that were erased, for a while: nobody has lost them."""
 
     def run(self, run_id: str) -> str:
         """The run log."""
@@ -138,3 +140,9 @@ class ShardKeys:
     def ticket(self, ticket: str) -> str:
         """Whom a stream ticket stands for. Hashed, so that who reads keys has no tickets."""
         return f"{self._prefix}ticket:{blake2b(ticket.encode(), digest_size=16).hexdigest()}"
+
+
+def every_shard() -> list[ShardKeys]:
+    """The keys of all shards that there can be: for what an operator types, whose environment need not say
+    how many there are. Keys that do not exist cost nothing."""
+    return [ShardKeys(shard) for shard in range(MAX_SHARDS)]
