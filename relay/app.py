@@ -45,6 +45,10 @@ from relay.stream.tail import Tailer
 
 log = logging.getLogger(__name__)
 
+PROBE_S = 0.5
+"""How long PostgreSQL may take to show that it is there. A worker is ready without it, and a load balancer
+that waits for a second is to hear so."""
+
 
 @dataclass(frozen=True)
 class Services:
@@ -198,7 +202,8 @@ async def _tailers(services: Services) -> str | None:
 
 async def _postgres(services: Services) -> str | None:
     try:
-        await services.database.rows("SELECT 1", {})
-    except RelayError:
+        async with asyncio.timeout(PROBE_S):
+            await services.database.rows("SELECT 1", {})
+    except (RelayError, TimeoutError):
         return "PostgreSQL does not answer"
     return None

@@ -118,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(page.body)))
         self.send_header("cache-control", "no-store")
         self.send_header("x-content-type-options", "nosniff")
+        self.send_header("referrer-policy", "no-referrer")
         self.end_headers()
         self.wfile.write(page.body)
 

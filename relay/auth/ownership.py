@@ -241,10 +241,11 @@ class Ownership:
         try:
             return await self._database.rows(statement, values)
         except psycopg2.Error as error:
-            if not self._mapped:
-                raise
-            log.error("the statements of RELAY_CONVERSATION_SQL and RELAY_RUNS_SQL failed: %s", error.pgcode)
-            raise Misconfigured("The server's statements about owners do not fit its database.") from None
+            what = "RELAY_CONVERSATION_SQL and RELAY_RUNS_SQL" if self._mapped else "our own tables"
+            log.error("the statements about owners, of %s, failed: %s", what, error.pgcode)
+            raise Misconfigured(
+                "The server's statements about owners do not fit its database, or it may not read there."
+            ) from None
 
     def _key(self, run_id: str) -> str:
         return self._keys[shard_of_run(run_id, len(self._keys))].owner(run_id)

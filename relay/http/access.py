@@ -41,14 +41,12 @@ class Access:
         self._ownership = ownership
         self._rates = Rates(TICKETS_PER_S)
 
-    async def enter(
-        self, scope: Scope, conversation_id: str | int, *, ticket: bool = False
-    ) -> tuple[Caller, int]:
+    async def enter(self, scope: Scope, conversation_id: str, *, ticket: bool = False) -> tuple[Caller, int]:
         """Who asks, and for which conversation. `ticket`: a ticket does as well. Raises a RelayError."""
         conversation = _conversation(conversation_id)
         return await self._caller(scope, ticket=ticket), conversation
 
-    async def check(self, scope: Scope, conversation_id: str | int, run_id: str) -> Run | None:
+    async def check(self, scope: Scope, conversation_id: str, run_id: str) -> Run | None:
         """Both steps at once, without tickets."""
         return await self.run(*await self.enter(scope, conversation_id), run_id)
 
@@ -100,8 +98,8 @@ class Access:
             )
 
 
-def _conversation(conversation_id: str | int) -> int:
-    if not _INTEGER.fullmatch(str(conversation_id)):
+def _conversation(conversation_id: str) -> int:
+    if not _INTEGER.fullmatch(conversation_id):
         found = {
             "loc": ["path", "conversation_id"],
             "msg": "Input should be an integer",

@@ -8,16 +8,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
+from relay.http.headers import PRIVATE
 from relay.http.protocol import EXTENSION
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
 
-_JSON_HEADERS = [
-    (b"content-type", JSON),
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-]
+_JSON_HEADERS = [(b"content-type", JSON), *PRIVATE]
 
 Headers = Mapping[bytes, bytes]
 

@@ -23,6 +23,10 @@ MARGIN_S = 60.0
 """How long before a position a run may have become known without its viewer having heard of it: two clocks,
 and the time until a new run is noticed. One `initial` too many only replaces what was there."""
 
+_NO_RUN = ""
+"""What every hub has a follower watch: its place is one in all shards, also where it has no run (yet). No run
+has the empty name."""
+
 
 class ConversationStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/events`."""
@@ -78,11 +82,13 @@ class ConversationViewing(Viewing):
         self._found = runs
 
     def join(self) -> None:
+        for shard in self._shards:
+            shard.hub.register(self._follower, _NO_RUN)
         self._watch(self._found)
 
     def leave(self) -> None:
         for shard in self._shards:
-            shard.hub.unregister(self._follower, *self._runs)
+            shard.hub.unregister(self._follower, _NO_RUN, *self._runs)
 
     async def begin(self) -> bool:
         if self._asked is None or not await self._reached(self._asked):

@@ -5,8 +5,9 @@ protocol class, which can do without a task for a request as well."""
 import re
 from collections.abc import Mapping
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from relay.http.problems import unexpected
 from relay.http.shortcut import Shortcut
 from relay.http.webhooks import Webhook
 
@@ -33,15 +34,33 @@ class FastLane:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            if scope["method"] == "POST" and path in self._webhooks:
-                await self._webhooks[path](scope, receive, send)
-                return
-            if scope["method"] == "GET" and (match := _RUN.fullmatch(path)):
-                found = self._live.get(match[3]) or (not scope["query_string"] and self._plain.get(match[3]))
-                if found:
-                    scope["path_params"] = {"conversation_id": match[1], "run_id": match[2]}
-                    await found(scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+        found = self._find(scope) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await found(scope, receive, send_on)
+        except Exception as error:
+            if begun:
+                raise  # the server logs it and ends the connection
+            await unexpected(scope["method"], error)(scope, receive, send)
+
+    def _find(self, scope: Scope) -> ASGIApp | None:
+        path = scope["path"]
+        if scope["method"] == "POST":
+            return self._webhooks.get(path)
+        if scope["method"] != "GET" or not (match := _RUN.fullmatch(path)):
+            return None
+        found = self._live.get(match[3])
+        if found is None and not scope["query_string"]:
+            found = self._plain.get(match[3])
+        if found is not None:
+            scope["path_params"] = {"conversation_id": match[1], "run_id": match[2]}
+        return found

@@ -28,8 +28,6 @@ class Found(NamedTuple):
     """Of each dependency."""
     lags: Mapping[int, Lag]
     """By shard; without those that have no log, and empty without Redis."""
-    loop_lag_s: float
-    """How long the question waited for the event loop."""
 
 
 class Figures:
@@ -53,27 +51,31 @@ class Figures:
         """All figures; without those that the stores have, where the event loop is stuck."""
         yield from counted(metrics.ALL)
         yield gauge("relay_viewers", "Streams that are open", "", {"": len(self._seats)})
-        asked = time.monotonic()
-        try:
-            found = on_loop(self._loop, lambda: self._find(asked), READ_S)()
-        except TimeoutError:
-            yield gauge("relay_loop_lag_seconds", _LOOP_LAG, "", {"": time.monotonic() - asked})
-            return
-        up = {name: float(there) for name, there in found.up.items()}
-        yield gauge("relay_dependency_up", "Whether a store answers", "dependency", up)
-        yield gauge("relay_loop_lag_seconds", _LOOP_LAG, "", {"": found.loop_lag_s})
-        yield from self._behind(found.lags)
+        asked, began = time.monotonic(), list[float]()
 
-    async def _find(self, asked: float) -> Found:
-        waited_s = time.monotonic() - asked
+        async def find() -> Found:
+            began.append(time.monotonic())
+            return await self._find()
+
+        try:
+            found = on_loop(self._loop, find, READ_S)()
+        except TimeoutError:
+            found = None
+        yield gauge("relay_loop_lag_seconds", _LOOP_LAG, "", {"": (began or [time.monotonic()])[0] - asked})
+        if found is not None:
+            up = {name: float(there) for name, there in found.up.items()}
+            yield gauge("relay_dependency_up", "Whether a store answers", "dependency", up)
+            yield from self._behind(found.lags)
+
+    async def _find(self) -> Found:
         up = {name: not problem for name, problem in (await self._health.problems()).items()}
         found = {}
         try:
-            for shard in range(len(self._shards)):
+            for shard in range(len(self._shards) if up["redis"] else 0):
                 found[shard] = await lag.look(self._link, shard)
         except (redis.exceptions.RedisError, OSError):
             found = {}
-        return Found(up, {shard: its for shard, its in found.items() if its}, waited_s)
+        return Found(up, {shard: its for shard, its in found.items() if its})
 
     def _behind(self, lags: Mapping[int, Lag]) -> Iterator[Metric]:
         for name, (text, read) in _LAGS.items():

@@ -25,7 +25,7 @@ from relay.stream.replay import Replay
 RUN = "/conversations/{conversation_id}/idea/research-run/{run_id}"
 PAPER = f"/{PaperGenerationProgress.history_path}"
 
-Conversation = Annotated[int, Path(json_schema_extra=CONVERSATION_PARAMETER)]
+Conversation = Annotated[str, Path(json_schema_extra=CONVERSATION_PARAMETER)]
 RunPath = Annotated[str, Path(json_schema_extra=RUN_PARAMETER)]
 After = Annotated[int, Query(ge=START, le=MAX_EVENT_ID, description="Only events with a higher id")]
 Limit = Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")]
@@ -127,7 +127,7 @@ def whole_paper(history: Callable[[], History], access: Access) -> ASGIApp:
     return answer
 
 
-async def _permitted(access: Access, scope: Scope, conversation_id: str | int, run_id: str) -> Run:
+async def _permitted(access: Access, scope: Scope, conversation_id: str, run_id: str) -> Run:
     run = await access.check(scope, conversation_id, run_id)
     if run is None:
         raise DatabaseUnavailable  # it was away a moment ago: no second wait for it

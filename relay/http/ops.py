@@ -1,6 +1,7 @@
 """For whoever runs the service: is the process alive, and can it do its work?"""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ LIVE_S = 5.0
 
 READY_S = 8.0
 
+FRESH_S = 1.0
+"""How old an answer to `/readyz` may be, so that who asks often does not keep the stores busy."""
+
 
 class Health:
     """What a worker can say of itself. `durability` answers how the event log keeps what it is given, and is
@@ -34,13 +38,22 @@ class Health:
     ) -> None:
         self._probes = probes
         self._durability = durability
+        self._answer: asyncio.Task[tuple[int, Mapping[str, Any]]] | None = None
+        self._answered = 0.0
 
     async def problems(self) -> Mapping[str, str | None]:
-        """What is wrong with each dependency, or None."""
-        return {name: await probe() for name, probe in self._probes.items()}
+        """What is wrong with each dependency, or None. All are asked at once."""
+        found = await asyncio.gather(*(probe() for probe in self._probes.values()))
+        return dict(zip(self._probes, found, strict=True))
 
     async def ready(self) -> tuple[int, Mapping[str, Any]]:
-        """Redis decides, and whether this process hears of its news."""
+        """Redis decides, and whether this process hears of its news. Who asks while an answer is being made,
+        or soon after, gets the same."""
+        if self._answer is None or (self._answer.done() and time.monotonic() - self._answered > FRESH_S):
+            self._answer = asyncio.create_task(self._ready())
+        return await asyncio.shield(self._answer)
+
+    async def _ready(self) -> tuple[int, Mapping[str, Any]]:
         found = await self.problems()
         ready = all(found[name] is None for name in NEEDED)
         said: dict[str, Any] = {
@@ -49,6 +62,7 @@ class Health:
         }
         if found["redis"] is None:
             said["durability"] = await self._durability()
+        self._answered = time.monotonic()
         return (200 if ready else 503), said
 
 

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from relay import errors, metrics
 from relay.events.intake import validation_errors
+from relay.http.headers import PRIVATE
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
 }
 """A body that was not read has to be cut off, or it would be taken for the next request."""
 
+_EVERY = {name.decode(): value.decode() for name, value in PRIVATE}
+
 
 def problem(error: errors.RelayError) -> Response:
     """The answer to an error."""
@@ -70,6 +73,12 @@ def problem(error: errors.RelayError) -> Response:
     details = error.errors if isinstance(error, errors.InvalidEvent) else None
     headers = {"retry-after": str(error.retry_after_s)} if error.retry_after_s else None
     return _response(status, slug, str(error), details, headers)
+
+
+def unexpected(method: str, error: Exception) -> Response:
+    """The answer to an error that nobody foresaw, which is logged."""
+    log.error("unexpected %s while answering %s", type(error).__name__, method, exc_info=error)
+    return _response(500, "internal", "Something unexpected went wrong; it is in the server's log.")
 
 
 def _response(
@@ -88,9 +97,8 @@ def _response(
     }
     if details is not None:
         body["errors"] = details
-    return Response(
-        to_json(body), status, {**_HEADERS.get(status, {}), **(headers or {})}, media_type=MEDIA_TYPE
-    )
+    sent = {**_EVERY, **_HEADERS.get(status, {}), **(headers or {})}
+    return Response(to_json(body), status, sent, media_type=MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -114,11 +122,10 @@ def install(app: FastAPI) -> None:
         found = validation_errors(list(error.errors()))
         return problem(errors.InvalidEvent(found, "A parameter of the request is not valid; see 'errors'."))
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("unexpected %s while answering %s", type(error).__name__, request.method, exc_info=error)
-        return _response(500, "internal", "Something unexpected went wrong; it is in the server's log.")
+    async def unexpected_error(request: Request, error: Exception) -> Response:
+        return unexpected(request.method, error)
 
     app.add_exception_handler(errors.RelayError, relay_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(Exception, unexpected_error)

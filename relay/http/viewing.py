@@ -16,6 +16,7 @@ from relay.auth.viewers import Caller
 from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES, header
+from relay.http.headers import PRIVATE
 from relay.http.problems import problem
 from relay.http.seats import Seats
 from relay.http.wire import Wire, wire_for
@@ -41,9 +42,8 @@ CLOSED = {Wake.GONE: "gone", Wake.ENDED: "ended", Wake.EXPIRED: "expired", Wake.
 
 _HEADERS = [
     (b"content-type", CONTENT_TYPE.encode() + b"; charset=utf-8"),
-    (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
-    (b"x-content-type-options", b"nosniff"),
+    *PRIVATE,
 ]
 
 

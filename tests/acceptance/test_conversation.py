@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg2
 import pytest
 
 from tests.acceptance.running import EVENTS, USER, Relay, Viewer, relay_up, viewer
@@ -186,7 +187,7 @@ def test_only_the_owner_sees_a_conversation(relay: Relay, conversation: int) -> 
 @pytest.fixture(scope="module")
 def sharded(directory: Path) -> Iterator[Relay]:
     """A product with three shards, whose web process is killed."""
-    with relay_up(directory / "sharded", RELAY_SHARDS="3") as made:
+    with relay_up(directory / "sharded", RELAY_SHARDS="3", RELAY_KEEP_ALIVE_S="1") as made:
         yield made
 
 
@@ -199,6 +200,34 @@ class Sharded(Viewer):
         if "data" in fields:
             self.place = fields["id"]
             super()._take([f"data: {fields['data']}"])
+
+
+def test_a_follower_needs_nobody_else_in_the_shards_that_its_runs_are_not_in(
+    sharded: Relay, conversation: int
+) -> None:
+    claim(sharded, conversation, 1)
+    watching = Sharded(sharded, "", url=url(sharded, conversation)).connected()
+    assert watching.status == 200
+    watching.wait(1)
+    watching.cut()
+
+
+def test_a_conversation_without_runs_is_kept_alive_until_it_has_one(
+    sharded: Relay, conversation: int
+) -> None:
+    connection = psycopg2.connect(sharded.database_url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("INSERT INTO conversations (id, user_id) VALUES (%s, %s)", (conversation, USER))
+    connection.close()
+    watching = Sharded(sharded, "", url=url(sharded, conversation)).connected()
+    assert watching.status == 200
+    wait_until(lambda: len(watching.raw) > 3, "keep-alives")
+    assert not watching.messages
+    (late,) = claim(sharded, conversation, 1)
+    assert watching.wait(1)[0]["run_id"] == late
+    send(sharded, [late], 1)
+    wait_until(lambda: len(seen(watching)[late]) == 1, "its news")
+    watching.cut()
 
 
 def test_over_several_shards_the_position_has_a_part_for_each(sharded: Relay, conversation: int) -> None:

@@ -14,6 +14,12 @@ from tests.acceptance.running import CONVERSATION, EVENTS, USER, Relay, Viewer, 
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
+EVERYWHERE = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
 
 @pytest.fixture
 def run_id(service: Relay) -> str:
@@ -159,6 +165,22 @@ def test_the_headers_keep_proxies_and_caches_out_of_the_way(service: Relay, run_
             assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert answer.headers["cache-control"] == "no-store"
             assert answer.headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("path", ["/events", "/paper-generation-progress", "/nothing-of-that-name"])
+def test_every_answer_is_for_its_reader_alone(service: Relay, run_id: str, path: str) -> None:
+    for headers in (viewer(), {}):
+        with httpx.stream("GET", service.run_url(run_id) + path, headers=headers) as answer:
+            assert EVERYWHERE.items() <= dict(answer.headers).items(), answer.status_code
+
+
+@pytest.mark.parametrize("conversation", ["7.0", "%207", "+7", "0_7", "7e0", "seven"])
+def test_every_route_reads_a_conversation_s_id_alike(service: Relay, run_id: str, conversation: str) -> None:
+    run = f"{service.url}/conversations/{conversation}/idea/research-run/{run_id}"
+    history = f"{run}/paper-generation-progress"
+    for url in (history, f"{history}?limit=1", run, f"{run}/events"):
+        answer = httpx.get(url, headers=viewer())
+        assert (answer.status_code, answer.json()["detail"]) == (422, "conversation_id must be an integer")
 
 
 def test_other_methods_and_types_are_refused(service: Relay, run_id: str) -> None:

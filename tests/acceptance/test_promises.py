@@ -227,7 +227,7 @@ def test_without_postgresql_only_history_is_away(stores: Stores) -> None:
     history = relay.history(run_id)
     assert (history.status_code, history.json()["type"]) == (503, "urn:rp-relay:problem:archive-unavailable")
     assert "retry-after" in history.headers
-    assert relay.http.get("/readyz").json()["checks"]["postgres"] != "ok"
+    wait_until(lambda: relay.http.get("/readyz").json()["checks"]["postgres"] != "ok", "word of it")
 
     with running(stores.postgres):
         archived = relay.archived(run_id, 11)

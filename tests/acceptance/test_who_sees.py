@@ -23,6 +23,12 @@ from tests.canaries import SECRET
 from tests.factories import new_run_id, progress
 
 OTHER_USER, OTHER_CONVERSATION = 4343, 4300
+UNKNOWN_CONVERSATION = 987_655
+"""Nobody makes a run of it known."""
+
+SMALL_CONVERSATION = 4301
+"""It has one run, so that a stream fits into what a connection holds for a client that does not read yet."""
+
 get, post = CLIENT.get, CLIENT.post
 
 
@@ -232,12 +238,13 @@ def test_a_ticket_is_kept_for_half_a_minute_and_not_as_itself(service: Relay) ->
 
 def test_a_stream_ends_with_its_token_and_says_so(relay: Relay, plain: Relay) -> None:
     run_id = new_run_id()
-    relay.claim(run_id)
+    relay.claim(run_id, SMALL_CONVERSATION)
     short = bearer(token(exp=int(time.time()) + 2))
     with ExitStack() as stack:
         opened = []
         for service in (relay, plain):
-            for above in (service.run_url(run_id), f"{service.url}/conversations/{CONVERSATION}"):
+            conversation = f"{service.url}/conversations/{SMALL_CONVERSATION}"
+            for above in (f"{conversation}/idea/research-run/{run_id}", conversation):
                 ticket = f"{above}/events?ticket={ticket_of(service, short)}"
                 for url, headers in ((f"{above}/events", short), (ticket, {})):
                     opened.append((url, headers, stack.enter_context(stream(url, headers))))
@@ -253,10 +260,11 @@ def test_a_token_that_names_runs_needs_no_owner_in_the_database(service: Relay) 
     mine, other = new_run_id(), new_run_id()
     headers = bearer(token(runs=[mine]))
     service.progress(mine, progress(3))
-    path = f"{service.url}/conversations/1/idea/research-run"
+    above = f"{service.url}/conversations/{UNKNOWN_CONVERSATION}"
+    path = f"{above}/idea/research-run"
     with (
         stream(f"{path}/{mine}/events", headers) as (_, one),
-        stream(f"{service.url}/conversations/1/events", headers) as (_, all_of_them),
+        stream(f"{above}/events", headers) as (_, all_of_them),
     ):
         initial = next(one)["data"]
         assert initial["paper_generation_progress"][0]["details"] == {"number": 3}

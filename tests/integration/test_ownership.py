@@ -140,6 +140,17 @@ async def test_statements_that_do_not_fit_are_the_operator_s_to_mend(
     assert broken not in caplog.text + str(refused.value)
 
 
+async def test_tables_that_may_not_be_read_are_the_operator_s_to_mend(
+    servers: Servers, link: SharedLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    restricted = Database(servers.database_url, 1)
+    await restricted.run(lambda connection: connection.cursor().execute("SET ROLE pg_monitor"))
+    with pytest.raises(Misconfigured, match="may not read"):
+        await Ownership(restricted, link, Settings()).check(MINE, 1, "a")
+    restricted.close()
+    assert "42501" in caplog.text
+
+
 async def test_a_token_that_names_runs_is_asked_nothing_else(database: Database, link: SharedLink) -> None:
     ownership = Ownership(database, link, Settings())
     await ownership.claim("known", 1, 8)
