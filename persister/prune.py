@@ -72,10 +72,13 @@ def _prune_table(connection: Connection, table: str, before: int, batch: int) ->
             total, after = total + count, newest
 
 
-def prune_dead_letters(client: redis.Redis, shards: Sequence[int], age: timedelta) -> int:
-    """Removes dead letters that were buried longer ago; answers how many. Raises redis errors."""
+def prune_dead_letters(clients: Sequence[redis.Redis], age: timedelta) -> int:
+    """Removes dead letters that were buried longer ago; answers how many. Raises redis errors.
+
+    `clients`: of each shard.
+    """
     oldest_ms = int((time.time() - age.total_seconds()) * 1000)
     return sum(
         int(client.xtrim(ShardKeys(shard).dead_letters, minid=f"{oldest_ms}-0", approximate=False))
-        for shard in shards
+        for shard, client in enumerate(clients)
     )

@@ -6,7 +6,7 @@ got all that they will ever get. Stopped in between, the same again completes it
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -44,21 +44,20 @@ class Erased(NamedTuple):
 
 
 def erase(
-    client: redis.Redis,
+    clients: Sequence[redis.Redis],
     connect: Callable[[], Connection],
     run_id: str,
-    shards: int,
     waiting: Callable[[], None] = lambda: None,
     held_s: float = HELD_S,
     patience_s: float = PATIENCE_S,
 ) -> Erased:
     """Erases a run; again does no harm. `waiting` is called once where persisters have to be waited for.
 
-    Raises StillHeld, DatabaseUnavailable or redis errors.
+    `clients`: of each shard. Raises StillHeld, DatabaseUnavailable or redis errors.
     """
-    everywhere = [ShardKeys(shard) for shard in range(shards)]
+    everywhere = [(client, ShardKeys(shard)) for shard, client in enumerate(clients)]
     entries = 0
-    for keys in everywhere:
+    for client, keys in everywhere:
         removed = _remove(client, keys.log, run_id)
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
@@ -68,8 +67,8 @@ def erase(
             client.xack(keys.log, GROUP, *removed[start : start + PAGE])
         entries += len(removed)
     rows = _remove_rows(connect, run_id)
-    letters = sum(len(_remove(client, keys.dead_letters, run_id)) for keys in everywhere)
-    for keys in everywhere:  # one by one, since each shard may be on a server of its own
+    letters = sum(len(_remove(client, keys.dead_letters, run_id)) for client, keys in everywhere)
+    for client, keys in everywhere:
         client.delete(keys.owner(run_id))
     return Erased(entries, rows, letters)
 
