@@ -159,7 +159,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         "tailers": lambda: _tailers(now()),
         "postgres": lambda: _postgres(now()),
     }
-    health = ops.Health(probes, lambda: durability.in_force(now().links[0], settings.waitaof))
+    health = ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof))
     app.include_router(ops.router(health))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)

@@ -78,17 +78,18 @@ class Failover:
 
 
 class Cluster(Failover):
-    """Three primaries with a replica each."""
+    """Primaries with a replica each."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, primaries: int = PRIMARIES, *, replicas: bool = True) -> None:
         super().__init__()
+        self._primaries = primaries
         lines = [
             "cluster-enabled yes",
             f"cluster-node-timeout {AWAY_MS}",
             "cluster-require-full-coverage no",
             "cluster-replica-validity-factor 0",
         ]
-        self._ports = [free_port() for _ in range(2 * PRIMARIES)]
+        self._ports = [free_port() for _ in range(primaries * (1 + replicas))]
         self.nodes = [
             member(place / f"node-{number}", self.password, *lines, f"cluster-port {port}")
             for number, port in enumerate(self._ports)
@@ -101,17 +102,23 @@ class Cluster(Failover):
         first = self.nodes[0]
         for number, node in enumerate(self.nodes):
             ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            if number < PRIMARIES:
-                begin, end = (SLOTS * part // PRIMARIES for part in (number, number + 1))
+            if number < self._primaries:
+                begin, end = (SLOTS * part // self._primaries for part in (number, number + 1))
                 ask(node, "CLUSTER", "ADDSLOTSRANGE", begin, end - 1)
             if node is not first:
                 ask(first, "CLUSTER", "MEET", "127.0.0.1", node.port, self._ports[number])
         everybody = b"cluster_known_nodes:%d" % len(self.nodes)
         await self._all_say(everybody)
-        for number, node in enumerate(self.nodes[PRIMARIES:]):
+        for number, node in enumerate(self.nodes[self._primaries :]):
             ask(node, "CLUSTER", "REPLICATE", ask(self.nodes[number], "CLUSTER", "MYID"))
         await self._all_say(b"cluster_state:ok")
-        await self.in_step(self.nodes[:PRIMARIES], 1)
+        await self.in_step(self.nodes[: self._primaries], len(self.nodes) // self._primaries - 1)
+
+    def move(self, shard: int, node: Valkey) -> None:
+        """Gives the empty slot of a shard to another node."""
+        slot, name = key_slot(ShardKeys(shard).log.encode()), ask(node, "CLUSTER", "MYID")
+        for other in (node, *self.nodes):
+            ask(other, "CLUSTER", "SETSLOT", slot, "NODE", name)
 
     async def _all_say(self, line: bytes) -> None:
         def done() -> bool:
