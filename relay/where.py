@@ -29,8 +29,13 @@ _URL = re.compile(
 _HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:,\[\]]+)(:(?P<port>[0-9]{1,5}))?")
 _PORTS = {"sentinel": 26379, "cluster": 6379}
 
-ELSEWHERE = (redis.exceptions.AskError, redis.exceptions.ReadOnlyError, redis.exceptions.ClusterDownError)
-"""What a server answers that is not the primary (any more), or can not say so. It has done nothing then."""
+ELSEWHERE = (
+    redis.exceptions.AskError,  # and so MovedError
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.BusyLoadingError,
+)
+"""What a server answers that is not the primary (any more), or may not be. It has done nothing then."""
 
 Address = tuple[str, int]
 """Host and port."""

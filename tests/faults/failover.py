@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ SLOTS = 16384
 PRIMARIES = 3
 AWAY_MS = 1_000
 """After how long a server that does not answer is held to be dead: far below the defaults, as a test is."""
+
+BUS_PORTS = range(12_000, 32_000)
+"""Below those that the system gives out, which are soon somebody else's while so many servers start."""
 
 SERVICE = "relay"
 START_S = 60.0
@@ -89,7 +93,7 @@ class Cluster(Failover):
             "cluster-require-full-coverage no",
             "cluster-replica-validity-factor 0",
         ]
-        self._ports = [free_port() for _ in range(primaries * (1 + replicas))]
+        self._ports = random.sample(BUS_PORTS, primaries * (1 + replicas))
         self.nodes = [
             member(place / f"node-{number}", self.password, *lines, f"cluster-port {port}")
             for number, port in enumerate(self._ports)

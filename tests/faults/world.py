@@ -358,7 +358,7 @@ class World:
     def _gauges(self) -> list[Gauge]:
         """Open files of the workers that lived through it all, and what a row adds."""
         files = [
-            Gauge(f"open files of {web.part.name}", self._files[web.pid], _files(web.pid), slack=6)
+            Gauge(f"open files of {web.part.name}", self._files[web.pid], _files(web.pid), 5 + self.shards)
             for web in self.webs
             if web.alive and web.pid in self._files
         ]
