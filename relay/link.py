@@ -53,6 +53,14 @@ Answered = Callable[[Any], None]
 """Is told the answer: it may be a ResponseError, or the error by which the connection ended."""
 
 
+REFUSED = (
+    redis.exceptions.ResponseError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.AuthenticationError,
+)
+"""What a server says instead of running a command. (The driver takes the last two for lost connections.)"""
+
+
 class _Replies(asyncio.Protocol):
     """What comes in on one connection: the replies to what was asked last."""
 
@@ -65,6 +73,7 @@ class _Replies(asyncio.Protocol):
         self._count = 0
         self._done: Answered | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._within_s = 0.0
         self._loop = asyncio.get_running_loop()
         self.lost: Exception | None = None
         """Why nothing can be asked any more."""
@@ -77,12 +86,13 @@ class _Replies(asyncio.Protocol):
         return error
 
     def expect(self, count: int, done: Answered, within_s: float) -> None:
-        """`done` gets the list of that many replies."""
-        self._replies, self._count, self._done = [], count, done
+        """`done` gets the list of that many replies, of which each has that long to come."""
+        self._replies, self._count, self._done, self._within_s = [], count, done, within_s
         self._late = self._loop.call_later(within_s, self.late)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
+        had = len(self._replies)
         try:
             while (reply := self._parser.gets()) is not False:
                 self._replies.append(reply)
@@ -91,6 +101,9 @@ class _Replies(asyncio.Protocol):
             return
         if len(self._replies) >= self._count:
             self._complete()
+        elif len(self._replies) > had and self._late is not None:
+            self._late.cancel()
+            self._late = self._loop.call_later(self._within_s, self.late)
 
     def _complete(self) -> None:
         if len(self._replies) > self._count or self._done is None:
@@ -171,7 +184,7 @@ class Link:
 
     def _ask(self, packed: bytes, count: int, done: Answered, within_s: float | None = None) -> None:
         transport = self._transport
-        if transport is None or self._replies.lost or transport.is_closing():
+        if transport is None or not self.connected:
             raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
         try:
             transport.write(packed)
@@ -198,7 +211,9 @@ class Link:
 
     async def drop(self) -> None:
         """Gives the connection up at once; the next `connect` makes a new one."""
-        self._transport = None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()  # or what a frozen server has not read yet would wait for it, and be run
         await self._connection.disconnect(nowait=True)
 
 

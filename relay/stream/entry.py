@@ -44,13 +44,7 @@ class Entry(NamedTuple):
     @property
     def record(self) -> "Record":
         """The event as viewers see it."""
-        payload = b'{"id":%d,"run_id":"%b",%b,"created_at":"%b"}' % (
-            self.id,
-            self.run_id.encode(),
-            self.text[1:-1],
-            created_at(self.id).encode(),
-        )
-        return Record(self.id, self.run_id, self.kind, payload)
+        return Record(self.id, self.run_id, self.kind, _payload(self.id, self.run_id.encode(), self.text))
 
 
 class Record(NamedTuple):
@@ -64,7 +58,7 @@ class Record(NamedTuple):
 
     @property
     def ends_run(self) -> bool:
-        return self.kind in REGISTRY and REGISTRY[self.kind].ends_run
+        return self.kind in _LAST
 
 
 class MalformedEntry(ValueError):
@@ -77,6 +71,38 @@ def seal_of(run_id: bytes, kind: bytes) -> int:
     return crc32(b"%b %b" % (run_id, kind))
 
 
+def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
+    """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
+    id, run_id, kind, text = _parts(stream_id, fields, shard)
+    return Entry(id, run_id.decode(), kind.decode(), text)
+
+
+def decode_record(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Record:
+    """The same as viewers see it, made without the entry. Raises MalformedEntry."""
+    id, run_id, kind, text = _parts(stream_id, fields, shard)
+    return Record(id, run_id.decode(), kind.decode(), _payload(id, run_id, text))
+
+
+def _parts(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> tuple[int, bytes, bytes, bytes]:
+    """Id, run, kind and text. Raises MalformedEntry."""
+    try:
+        r, run_id, k, kind, e, text = fields or ()
+        if (r, k, e) != FIELDS:
+            raise ValueError
+    except ValueError as error:
+        raise MalformedEntry("it does not have the fields of an event") from error
+    if text and text[-1] != _CLOSE:
+        text = _unsealed(run_id, kind, text)
+    if len(text) <= 2 or text[0] != _OPEN or text[-1] != _CLOSE:
+        raise MalformedEntry("its text is not a JSON object")
+    if not (run_id.isascii() and kind.isascii()):
+        raise MalformedEntry("a name in it is not one that the relay writes")
+    try:
+        return id_of(stream_id, shard), run_id, kind, text
+    except ValueError as error:
+        raise MalformedEntry("its id is not one that the relay gives") from error
+
+
 def _unsealed(run_id: bytes, kind: bytes, sealed: bytes) -> bytes:
     text = sealed[:-SEAL_BYTES]
     if sealed[-SEAL_BYTES:] != b"%08x" % crc32(text, seal_of(run_id, kind)):
@@ -84,21 +110,9 @@ def _unsealed(run_id: bytes, kind: bytes, sealed: bytes) -> bytes:
     return text
 
 
-def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
-    """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
-    try:
-        if not fields or len(fields) != 6 or (fields[0], fields[2], fields[4]) != FIELDS:
-            raise MalformedEntry("it does not have the fields of an event")
-        run_id, kind, text = fields[1], fields[3], fields[5]
-        if text and text[-1] != _CLOSE:
-            text = _unsealed(run_id, kind, text)
-        if len(text) <= 2 or text[0] != _OPEN or text[-1] != _CLOSE:
-            raise MalformedEntry("its text is not a JSON object")
-        return Entry(id_of(stream_id, shard), run_id.decode(), kind.decode(), text)
-    except MalformedEntry:
-        raise
-    except ValueError as error:
-        raise MalformedEntry("its id or a name in it is not one that the relay writes") from error
+def _payload(id: int, run_id: bytes, text: bytes) -> bytes:
+    moment = created_at(id).encode()
+    return b'{"id":%d,"run_id":"%b",%b,"created_at":"%b"}' % (id, run_id, text[1:-1], moment)
 
 
 def frame(record: Record) -> Frame | None:
@@ -112,3 +126,5 @@ def frame(record: Record) -> Frame | None:
 
 _SHOWN = {name: (kind.messages, kind.ends_run) for name, kind in REGISTRY.items()}
 """Looked up once: the attributes of a model's class are slow to read."""
+
+_LAST = {name for name, kind in REGISTRY.items() if kind.ends_run}

@@ -25,7 +25,7 @@ from relay.errors import (
     RelayError,
     RunQuota,
 )
-from relay.link import Link, command
+from relay.link import REFUSED, Link, command
 from relay.stream import functions
 from relay.stream.calls import AppendCall
 from relay.stream.entry import NewEvent
@@ -146,6 +146,7 @@ class _Lane:
         self._call = AppendCall(self._keys, remember_ms, live_runs)
         self._waiting: list[Group] = []
         self._leaving = False
+        self._quiet: asyncio.Future[None] | None = None
         self._mending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._highest = 0
@@ -187,17 +188,28 @@ class _Lane:
             link.ask(self._packed(groups), partial(self._answered, link, groups), within_s)
         except redis.exceptions.ConnectionError:
             self._mend(link, groups, None)
+        except Exception as error:  # whatever it is: nobody waits for an answer that never comes
+            self._mend(link, groups, error)
 
     def _answered(self, link: Link, groups: deque[Group], answer: Any) -> None:
         if isinstance(answer, Exception):
             self._mend(link, groups, answer)
-        else:
+            return
+        try:
             self._settle(groups, answer)
+        finally:
+            _fail(groups, OutcomeUnknown())  # whom the answer did not reach, whatever happened
             self._rest(link)
 
     def _rest(self, link: Link) -> None:
         self._idle.append(link)
         self._leave_soon()
+        if self._quiet is not None and not self._busy:
+            self._quiet.set_result(None)
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._waiting) or len(self._idle) < len(self._links)
 
     def _mend(self, link: Link, groups: deque[Group], problem: Exception | None) -> None:
         task = self._loop.create_task(self._carefully(link, groups, problem))
@@ -211,6 +223,8 @@ class _Lane:
             async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
                 if problem:
                     await _only_refused(link, problem)
+                elif not link.connected:
+                    await link.drop()  # it may have been lost while nobody used it
                 await _connect(link)
                 sent = True
                 answers = await self._append(link, groups)
@@ -297,8 +311,10 @@ class _Lane:
         await _call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
     async def close(self) -> None:
-        while self._mending:
-            await asyncio.wait(self._mending)
+        """Gives up the connections, once all that was submitted is answered."""
+        if self._busy:
+            self._quiet = self._loop.create_future()
+            await self._quiet
         for link in self._links:
             await link.drop()
 
@@ -314,9 +330,7 @@ async def _call(link: Link, call: bytes) -> list[int]:
                 raise
             await link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
             answer = await link.send(call)
-    except redis.exceptions.BusyLoadingError as error:
-        raise NotStored from error
-    except redis.exceptions.ResponseError as error:
+    except REFUSED as error:
         # The server refused before the first write: out of memory, read-only, a foreign key.
         raise (_NoLog if str(error).startswith(NO_LOG) else NotStored) from error
     except (redis.exceptions.RedisError, OSError) as error:
@@ -330,7 +344,7 @@ async def _call(link: Link, call: bytes) -> list[int]:
 
 async def _only_refused(link: Link, problem: Exception) -> None:
     """Returns where the first attempt was not run, so that it can be repeated. Raises what it ended in."""
-    if isinstance(problem, redis.exceptions.ResponseError):
+    if isinstance(problem, REFUSED):
         return
     if isinstance(problem, RelayError):
         raise problem

@@ -18,7 +18,7 @@ from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
 from relay.link import SharedLink
 from relay.sharing import Sharing
 from relay.sse import Framing
-from relay.stream.entry import MalformedEntry, Record, decode, frame
+from relay.stream.entry import MalformedEntry, Record, decode_record, frame
 from relay.stream.keys import (
     EPOCH_MS,
     MAX_EVENT_ID,
@@ -272,6 +272,6 @@ def _end(records: Sequence[Record]) -> Record | None:
 def _records(reply: Reply, shard: int) -> Iterator[Record]:
     for id, fields in reply:
         try:
-            yield decode(id, fields, shard).record
+            yield decode_record(id, fields, shard)
         except MalformedEntry as error:
             log.error("an entry of shard %d was passed over: %s", shard, error)

@@ -19,7 +19,7 @@ from relay.errors import Unavailable
 from relay.hub import Hub
 from relay.link import Link, bulk
 from relay.sse import Frame
-from relay.stream.entry import MalformedEntry, decode, frame
+from relay.stream.entry import MalformedEntry, decode_record, frame
 from relay.stream.keys import ShardKeys, StreamId, top_of
 
 log = logging.getLogger(__name__)
@@ -167,13 +167,13 @@ class Tailer:
             if not watches(fields[1].decode()):
                 continue
             try:
-                entry = decode(stream_id, fields, self._shard)
+                record = decode_record(stream_id, fields, self._shard)
             except MalformedEntry as error:
                 log.error("an entry of shard %d was passed over: %s", self._shard, error)
                 continue
-            news = frame(entry.record)
+            news = frame(record)
             if news is not None:
-                runs.setdefault(entry.run_id, []).append(news)
+                runs.setdefault(record.run_id, []).append(news)
         for run_id, frames in runs.items():
             self._hub.dispatch(run_id, frames)
         self._hub.flush()

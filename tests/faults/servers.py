@@ -16,8 +16,12 @@ import psutil
 
 from relay import embedded
 from relay.processes import Part, start
+from relay.startup import EVERY_CHECK
 from tests.acceptance.running import environment_with
 from tests.waiting import until
+
+INSECURE = {"RELAY_ALLOW_INSECURE": ",".join(EVERY_CHECK)}
+"""The stores here are embedded ones. (A soak is no session of pytest, which would say so for all.)"""
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0
@@ -160,7 +164,12 @@ class Web(Server):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         argv = [*program("relay", launcher), "serve", "--port", str(self.port)]
-        quick = {"RELAY_KEEP_ALIVE_S": "1", "RELAY_VIEWERS_PER_USER": "2000", "PYTHONPATH": str(ROOT)}
+        quick = {
+            **INSECURE,
+            "RELAY_KEEP_ALIVE_S": "1",
+            "RELAY_VIEWERS_PER_USER": "2000",
+            "PYTHONPATH": str(ROOT),
+        }
         environment = environment_with(**stores, **{**quick, **env})
         super().__init__(Part(name, argv, self._answers, env=environment, log=place / f"{name}.log"))
 
@@ -179,7 +188,7 @@ class Persister(Server):
     ) -> None:
         argv = [*program("persister", launcher), "run", "--name", name]
         quick = {"RELAY_PERSISTER_CLAIM_S": "2", "PYTHONPATH": str(ROOT)}
-        environment = environment_with(**stores, **{**quick, **env})
+        environment = environment_with(**stores, **{**INSECURE, **quick, **env})
         super().__init__(Part(name, argv, lambda: True, env=environment, log=place / f"{name}.log"))
 
 

@@ -22,6 +22,7 @@ from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
 from relay.stream.publish import CALL_EVENTS, Publisher
 from tests.conftest import Servers
+from tests.waiting import until
 
 LOG = ShardKeys(0).log
 
@@ -218,6 +219,24 @@ async def test_a_cut_connection_is_not_repeated_by_itself(breakable: Breakable) 
         await breakable.publisher.append([event()])
     await breakable.publisher.append([event()])
     assert len(logged(breakable.client)) == 2
+
+
+async def test_a_connection_that_is_known_to_be_lost_costs_nobody_an_answer(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    breakable.client.client_kill_filter(_type="normal", skipme=True)
+    links = breakable.publisher._lanes[0]._links
+    await until(lambda: not any(link.connected for link in links), "the loss to arrive")
+    await breakable.publisher.append([event()])
+    assert len(logged(breakable.client)) == 2
+
+
+async def test_what_was_submitted_before_the_end_is_answered(breakable: Breakable) -> None:
+    await breakable.publisher.append([event()])
+    last = asyncio.gather(*(breakable.publisher.append([event()]) for _ in range(5)))
+    await asyncio.sleep(0)
+    await breakable.publisher.close()
+    assert len(await last) == 5
+    assert len(logged(breakable.client)) == 6
 
 
 async def test_a_full_server_refuses_and_takes_again_when_there_is_room(breakable: Breakable) -> None:

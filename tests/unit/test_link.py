@@ -7,7 +7,7 @@ import pytest
 import redis.exceptions
 
 from relay import connect
-from relay.link import _Replies
+from relay.link import REFUSED, _Replies
 
 
 async def broken(*_: Any) -> None:
@@ -58,6 +58,29 @@ async def test_replies_are_put_together_from_pieces_of_any_size(size: int) -> No
     hello, refused, pair, seven = await answer
     assert (hello, pair, seven) == (b"hello", [1, None], 7)
     assert isinstance(refused, redis.exceptions.ResponseError)
+
+
+async def test_each_of_several_replies_has_the_time_of_one() -> None:
+    replies, answer = expecting(2)
+    first = replies._late
+    replies.data_received(b"+one")
+    assert replies._late is first, "half a reply does not count"
+    replies.data_received(b"\r\n")
+    assert first is not None
+    assert first.cancelled()
+    assert replies._late is not first
+    replies.data_received(b"+two\r\n")
+    assert await answer == [b"one", b"two"]
+
+
+async def test_a_server_that_loads_its_file_has_refused() -> None:
+    async with Server(b"-LOADING Redis is loading the dataset in memory\r\n", b"+PONG\r\n") as url:
+        link = connect.append_link(url)
+        await link.connect()
+        with pytest.raises(REFUSED):
+            await link.command("PING")
+        assert await link.command("PING") == b"PONG"
+        await link.drop()
 
 
 async def test_what_is_no_reply_ends_the_connection() -> None:
