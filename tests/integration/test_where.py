@@ -10,6 +10,7 @@ import redis.exceptions
 from relay import connect
 from relay.connect import append_link, persister_clients, persister_redis, primary, shared_link, shared_links
 from relay.link import Link
+from relay.migrate import load_functions
 from relay.stream.keys import ShardKeys
 from relay.where import where
 from tests.faults.failover import SERVICE, Cluster, Sentinel, ask, member
@@ -54,6 +55,8 @@ async def test_a_shard_of_a_cluster_is_followed_to_another_node(place: Path, end
     for client in clients:
         ends.callback(client.close)
 
+    load_functions(cluster.url, SHARDS)
+    assert all(ask(node, "FUNCTION", "LIST") for node in cluster.nodes)
     for shard, key in enumerate(KEYS):
         assert await shared[shard].ask("GET", key) is None
         assert clients[shard].get(key) is None
