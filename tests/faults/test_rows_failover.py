@@ -69,7 +69,7 @@ async def failover(world: World, servers: Failover, *, behind: bool = False) -> 
 
 
 async def ended(world: World, row: Row, took_s: float) -> Verdict:
-    verdict = await world.over(Expected(unknown=True, resets=True), settle_s=20)
+    verdict = await world.over(Expected(resets=True), settle_s=20)
     print(f"{took_s:.1f} s from the kill to the first 204 of its shards")  # noqa: T201
     return verdict
 

@@ -294,7 +294,11 @@ class World:
             ledger=self.ledger,
             archive=self._archive(),
             viewers=[watcher.viewed for watcher in self.watchers],
-            log=sorted(entry for keys in self._keys for entry in self._entries(keys.shard, keys.log)),
+            log=sorted(
+                entry
+                for keys in map(ShardKeys, range(self.shards))
+                for entry in self._entries(keys.shard, keys.log)
+            ),
             runs={its: self._entries(shard, ShardKeys(shard).run(its)) for its, shard in shards.items()},
             dead=self._dead(),
             pending=pending,
@@ -304,10 +308,12 @@ class World:
             faults=self.faults,
         )
 
+    @property
+    def _url(self) -> str:
+        return self._redis_url or self.valkey.url
+
     def redis(self, shard: int = 0) -> redis.Redis:
-        if self._redis_url:
-            return persister_redis(self._redis_url, shard)
-        return redis.Redis.from_url(self.valkey.url, protocol=2, socket_timeout=20)
+        return persister_redis(self._url, shard)
 
     def ask(self, *words: Any) -> Any:
         """One command to Valkey, on a connection of its own."""
@@ -327,10 +333,6 @@ class World:
         rows = self.query("SELECT id, run_id, details FROM rp_paper_generation_events ORDER BY run_id, id")
         return [Seen(id, mark_of(run_id, details)) for id, run_id, details in rows]
 
-    @property
-    def _keys(self) -> list[ShardKeys]:
-        return [ShardKeys(shard) for shard in range(self.shards)]
-
     def _entries(self, shard: int, key: str) -> list[Seen]:
         with contextlib.closing(self.redis(shard)) as client:
             entries: Any = client.xrange(key)
@@ -338,7 +340,7 @@ class World:
 
     def _dead(self) -> list[Seen]:
         found = []
-        for keys in self._keys:
+        for keys in map(ShardKeys, range(self.shards)):
             with contextlib.closing(self.redis(keys.shard)) as client:
                 letters: Any = client.xrange(keys.dead_letters)
             found += [seen(fields[b"id"], fields, keys.shard) for _, fields in letters]
@@ -347,7 +349,7 @@ class World:
     def _group(self) -> tuple[int, int]:
         """How many entries are pending, and not delivered, by our own count."""
         pending, behind = 0, 0
-        for keys in self._keys:
+        for keys in map(ShardKeys, range(self.shards)):
             with contextlib.closing(self.redis(keys.shard)) as client:
                 groups: Any = client.xinfo_groups(keys.log)
                 group = next(group for group in groups if group["name"] == GROUP.encode())
