@@ -100,8 +100,7 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    settings = _settings()
-    for letter in DeadLetters(_clients(settings)):
+    for letter in DeadLetters(_clients(_settings())):
         run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
         click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
 
@@ -110,8 +109,7 @@ def list_() -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    settings = _settings()
-    letter = DeadLetters(_clients(settings)).get(key)
+    letter = DeadLetters(_clients(_settings())).get(key)
     if letter is None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
@@ -173,7 +171,7 @@ def _settings(name: str | None = None) -> Settings:
 
 
 def _clients(settings: Settings) -> Sequence[redis.Redis]:
-    return persister_clients(settings.redis_url.get_secret_value(), settings.shards)
+    return persister_clients(settings.redis_url.get_secret_value())
 
 
 def _store(settings: Settings) -> Store:

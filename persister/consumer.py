@@ -95,9 +95,9 @@ class Consumer:
 
     def _next(self) -> list[Delivery]:
         if self._backlog:
-            batch = self._read("0")
-            if batch:
-                return batch
+            while batch := self._read("0"):
+                if batch := self._without_erased(batch):
+                    return batch
             self._backlog = False
         if time.monotonic() >= self._claim_at:
             batch = self._take_over()
@@ -126,13 +126,7 @@ class Consumer:
 
     def settle(self, settlement: Settlement) -> None:
         """Acknowledges what is stored."""
-        packed = self._settling(settlement)
-        (settled,) = self._exchange(packed, 1)
-        if _is_missing(settled):
-            self._redis.function_load(functions.LIBRARY, replace=True)
-            (settled,) = self._exchange(packed, 1)
-        if isinstance(settled, Exception):
-            raise settled
+        self._call(self._settling(settlement))
 
     def _settling(self, settlement: Settlement) -> bytes:
         """The call, as it goes over the wire: the driver would look at each of thousands of ids."""
@@ -156,8 +150,8 @@ class Consumer:
     def bury(self, delivery: Delivery, reason: str) -> None:
         """Moves an entry that can not be stored to the dead letters."""
         stream_id, fields = delivery
-        letter = [GROUP, stream_id, "id", stream_id, "reason", reason, *(fields or ())]
-        self._call(functions.BURY, 2, [self._keys.log, self._keys.dead_letters, *letter])
+        letter: list[str | bytes] = [GROUP, stream_id, "id", stream_id, "reason", reason, *(fields or ())]
+        self._call(command("FCALL", functions.BURY, 2, self._keys.log, self._keys.dead_letters, *letter))
 
     def _read(self, start: str, *, wait: bool = True) -> list[Delivery]:
         try:
@@ -175,7 +169,8 @@ class Consumer:
         if isinstance(reply, redis.exceptions.ResponseError) and "NOGROUP" in str(reply):
             # The log is new, or lost: from its beginning on, since what is archived already is left out.
             # And above all ids in the archive, since they never come again.
-            self._call(functions.OPEN, 1, [self._keys.log, GROUP, ordinal_above(self._highest())])
+            floor = ordinal_above(self._highest())
+            self._call(command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
             return []
         if isinstance(reply, Exception):
             raise reply
@@ -201,25 +196,37 @@ class Consumer:
             if "NOGROUP" not in str(error):
                 raise
             return []
-        if reply[2]:
-            self.lost += len(reply[2])
-            log.error("%d entries were gone from the log before they were archived", len(reply[2]))
+        if lost := len(reply[2]) - len(self._erased(reply[2])):
+            self.lost += lost
+            log.error("%d entries were gone from the log before they were archived", lost)
         batch: list[Delivery] = reply[1]
         return batch
+
+    def _without_erased(self, batch: list[Delivery]) -> list[Delivery]:
+        """The batch without what was erased, which is acknowledged: it is gone because somebody asked."""
+        erased = self._erased([stream_id for stream_id, fields in batch if not fields])
+        if erased:
+            self._command("XACK", self._keys.log, GROUP, *erased)
+        return [delivery for delivery in batch if delivery[0] not in erased]
+
+    def _erased(self, gone: Sequence[bytes]) -> set[bytes]:
+        """Which of these, that are gone from the log, were erased."""
+        if not gone:
+            return set()
+        known = self._command("SMISMEMBER", self._keys.erased, *gone)
+        return {stream_id for stream_id, is_known in zip(gone, known, strict=True) if is_known}
 
     def _command(self, *words: Any) -> Any:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
-    def _call(self, function: str, keys: int, words: Sequence[Any]) -> Any:
-        """Calls a server-side function, the first `keys` words being keys; loads the library first where it
-        is missing."""
-        try:
-            return self._redis.fcall(function, keys, *words)
-        except redis.exceptions.ResponseError as error:
-            if not _is_missing(error):
-                raise
-        self._redis.function_load(functions.LIBRARY, replace=True)
-        return self._redis.fcall(function, keys, *words)
+    def _call(self, packed: bytes) -> None:
+        """Calls a server-side function; loads the library first where it is missing."""
+        (answer,) = self._exchange(packed, 1)
+        if isinstance(answer, Exception) and functions.MISSING in str(answer):
+            self._redis.function_load(functions.LIBRARY, replace=True)
+            (answer,) = self._exchange(packed, 1)
+        if isinstance(answer, Exception):
+            raise answer
 
 
 def _answer(connection: Any) -> Any:
@@ -227,8 +234,3 @@ def _answer(connection: Any) -> Any:
         return connection.read_response()
     except redis.exceptions.ResponseError as error:
         return error
-
-
-def _is_missing(answer: Any) -> bool:
-    """Whether the server does not know the function."""
-    return isinstance(answer, redis.exceptions.ResponseError) and functions.MISSING in str(answer)

@@ -18,7 +18,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from persister import copy
 from relay.errors import DatabaseUnavailable
 from relay.events.base import Kind
-from relay.events.registry import REGISTRY, TABLES
+from relay.events.registry import HIGHEST_ID, REGISTRY
 from relay.stream.entry import Entry
 from relay.stream.keys import START
 
@@ -44,11 +44,6 @@ _ALSO = f"""
     WITH events AS ({_EVENTS})
     {{also}}
 """
-
-
-_HIGHEST = "SELECT greatest({})".format(
-    ", ".join(f"(SELECT max(id) FROM {table})" for table in TABLES)  # noqa: S608
-)
 
 
 class Rejected(NamedTuple):
@@ -121,7 +116,7 @@ class Store:
         try:
             connection = self._open()
             with connection, connection.cursor() as cursor:
-                cursor.execute(_HIGHEST)
+                cursor.execute(HIGHEST_ID)
                 ((highest,),) = cursor.fetchall()
         except psycopg2.Error as error:
             self.close()

@@ -118,7 +118,12 @@ async def _stop(task: asyncio.Task[None]) -> None:
 
 
 def create_app(settings: Settings | None = None) -> ASGIApp:
-    """The ASGI application; for uvicorn, `uvicorn --factory relay.app:create_app`."""
+    """The ASGI application, for tests and for another ASGI server: `relay serve` is the way to run it.
+
+    What that adds is then missing: the look at what is insecure before the start, logs without messages of
+    drivers, limits of the time and size of a request's head. And an access log, which uvicorn has by default
+    (`--no-access-log`), holds the tickets in URLs.
+    """
     settings = settings or Settings()
     services: list[Services] = []
 

@@ -77,7 +77,7 @@ def migrate_() -> None:
     migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
         try:
-            migrate.load_functions(settings.redis_url.get_secret_value(), settings.shards)
+            migrate.load_functions(settings.redis_url.get_secret_value())
         except redis.exceptions.RedisError as error:
             raise click.ClickException(
                 "The schema is up to date, but the functions could not be loaded into Redis "
@@ -197,7 +197,7 @@ def erase_(run_id: str, held: float) -> None:
 
     try:
         with ExitStack() as stack:
-            clients = persister_clients(settings.redis_url.get_secret_value(), settings.shards)
+            clients = persister_clients(settings.redis_url.get_secret_value())
             for client in clients:
                 stack.callback(client.close)
             erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from relay.errors import DatabaseUnavailable, Misconfigured
 from relay.link import Durability, DurableLink, Link, SharedLink
+from relay.stream.keys import MAX_SHARDS
 from relay.where import ELSEWHERE, Address, Where, spreads, where
 
 T = TypeVar("T")
@@ -128,8 +129,12 @@ def persister_redis(url: str, shard: int = 0) -> redis.Redis:
     return client
 
 
-def persister_clients(url: str, shards: int) -> Sequence[redis.Redis]:
-    """One for each shard: the same for all of them, where they are on one server."""
+def persister_clients(url: str, shards: int = MAX_SHARDS) -> Sequence[redis.Redis]:
+    """One for each shard: the same for all of them, where they are on one server.
+
+    Unless told otherwise, for all shards that there can be: what an operator types is for all of them, and
+    that environment need not say how many there are. Keys that do not exist cost nothing.
+    """
     if spreads(url):
         return [persister_redis(url, shard) for shard in range(shards)]
     return [persister_redis(url)] * shards

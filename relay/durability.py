@@ -12,7 +12,7 @@ UNKNOWN = "unknown"
 """What the server does not tell, since its operator or its provider does not let us ask."""
 
 
-class Durability(TypedDict):
+class InForce(TypedDict):
     """`appendonly` and `appendfsync` as the server has them, `waitaof` as RELAY_WAITAOF asks."""
 
     appendonly: str
@@ -20,7 +20,7 @@ class Durability(TypedDict):
     waitaof: str | None
 
 
-async def in_force(links: Iterable[SharedLink], waitaof: str | None) -> Durability:
+async def in_force(links: Iterable[SharedLink], waitaof: str | None) -> InForce:
     """What is in force, as far as the servers say; where they differ, all that they say."""
     found = await asyncio.gather(*(_of_one(link) for link in set(links)))
     appendonly, appendfsync = (", ".join(sorted(set(said))) for said in zip(*found, strict=True))

@@ -24,6 +24,9 @@ HELD_S = 400.0
 """How long a persister may hold what it was given: it claims two batches ahead, and ends itself where one
 step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes."""
 
+ERASED_S = 86_400
+"""How long a persister can tell what was erased from what was lost: longer than it is away."""
+
 PATIENCE_S = 2 * HELD_S
 POLL_S = 0.1
 
@@ -58,7 +61,7 @@ def erase(
     everywhere = [(client, ShardKeys(shard)) for shard, client in enumerate(clients)]
     entries = 0
     for client, keys in everywhere:
-        removed = _remove(client, keys.log, run_id)
+        removed = _remove(client, keys.log, run_id, keys.erased)
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
         _wait_for_persisters(client, keys.log, waiting, held_s, patience_s)
@@ -73,12 +76,15 @@ def erase(
     return Erased(entries, rows, letters)
 
 
-def _remove(client: redis.Redis, stream: str, run_id: str) -> list[bytes]:
-    """Deletes the run's entries from a stream; answers their ids."""
+def _remove(client: redis.Redis, stream: str, run_id: str, erased: str | None = None) -> list[bytes]:
+    """Deletes the run's entries from a stream, with a note of it in the set `erased`; answers their ids."""
     removed: list[bytes] = []
     for page in _pages(client, stream):
         ids = [id for id, fields in page if fields.get(b"r") == run_id.encode()]
         if ids:
+            if erased:  # before, since a persister that was given them may come back for them at once
+                client.sadd(erased, *ids)
+                client.expire(erased, ERASED_S)
             client.xdel(stream, *ids)
             removed += ids
     return removed

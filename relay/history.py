@@ -13,7 +13,7 @@ from psycopg2.extras import RealDictCursor
 
 from relay.connect import Database
 from relay.events.base import Kind
-from relay.events.registry import REGISTRY, TABLES
+from relay.events.registry import HIGHEST_ID, REGISTRY, TABLES
 from relay.stream.entry import Record
 from relay.stream.keys import MAX_EVENT_ID, START
 
@@ -46,8 +46,6 @@ _PAGE = f"SELECT string_agg({_PAYLOAD}, ',' ORDER BY id), max(id), count(*) FROM
 _RECORDS = f"SELECT id, run_id, kind, {_PAYLOAD} AS payload FROM ({_ROWS}) AS rows"  # noqa: S608
 
 _NEWEST = "SELECT max(id) AS id FROM {table} WHERE run_id = %(run_id)s"
-
-_HIGHEST = "SELECT max(id) AS id FROM {table}"
 
 _LATEST_PROGRESS = """
     SELECT id, step, progress
@@ -88,7 +86,6 @@ _ALL_RECORDS = f"""
 """  # noqa: S608
 _REACHING = _over_all(_REACHES)
 _NEWEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_NEWEST)}) AS newest"  # noqa: S608
-_HIGHEST_OF_ALL = f"SELECT max(id) FROM ({_over_all(_HIGHEST)}) AS highest"  # noqa: S608
 
 
 class PaperGenerationEvent(NamedTuple):
@@ -193,7 +190,7 @@ class History:
 
     async def highest(self) -> int:
         """The highest id of all, or START."""
-        return (await self._first(_HIGHEST_OF_ALL, {}))[0] or START
+        return (await self._first(HIGHEST_ID, {}))[0] or START
 
     async def _first(self, statement: str, values: dict[str, Any]) -> Any:
         rows = await self._database.rows(statement, values)

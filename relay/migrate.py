@@ -28,8 +28,8 @@ def downgrade(database_url: str, revision: str) -> None:
     command.downgrade(config(database_url), revision)
 
 
-def load_functions(redis_url: str, shards: int) -> None:
+def load_functions(redis_url: str) -> None:
     """For workers whose users may not. Those of other versions stay. Raises redis errors."""
-    for client in set(persister_clients(redis_url, shards)):
+    for client in set(persister_clients(redis_url)):
         with closing(client):
             client.function_load(functions.LIBRARY, replace=True)

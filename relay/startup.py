@@ -34,6 +34,9 @@ SECRET_ALPHABET = 8
 LATER_S = 2.0
 """How often what was away is looked for."""
 
+SEVERAL = ("run_token_secret", "webhook_signing_secret")
+"""Settings that may hold several secrets, separated by blanks: each is looked at, since each is valid."""
+
 SAMPLES = ("changeme", "change-me", "example", "that-nobody-guesses", "a-secret-for-viewers-tokens")
 """What is in the secrets that documents show."""
 
@@ -96,7 +99,9 @@ def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
         if isinstance(value, SecretStr) and name not in StoreSettings.model_fields:
             alias = field.validation_alias
             variable = alias.choices[-1] if isinstance(alias, AliasChoices) else f"RELAY_{name.upper()}"
-            if why := _weakness(value.get_secret_value()):
+            secret = value.get_secret_value()
+            each = (secret.split() if name in SEVERAL else None) or [secret]
+            if why := next(filter(None, map(_weakness, each)), None):
                 yield Weakness(
                     "secret", f"{variable} {why}; take a random one, such as `openssl rand -hex 32` prints."
                 )

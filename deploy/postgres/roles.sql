@@ -15,6 +15,9 @@ CREATE ROLE relay_operator LOGIN PASSWORD :'operator';
 CREATE ROLE relay_web LOGIN PASSWORD :'web';
 CREATE ROLE relay_persister LOGIN PASSWORD :'persister';
 
+-- What web workers ask for themselves, where nothing is in between; a pooler drops it.
+ALTER ROLE relay_web SET statement_timeout = '2500ms';
+
 REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC;
 GRANT CONNECT ON DATABASE :"DBNAME" TO relay_operator, relay_web, relay_persister;
 

@@ -55,6 +55,11 @@ REGISTRY = registry(
 TABLES: Mapping[str, type[Kind]] = {kind.table: kind for kind in REGISTRY.values() if kind.table}
 """One kind of each table: those that share a table declare the same columns."""
 
+HIGHEST_ID = "SELECT greatest({})".format(
+    ", ".join(f"(SELECT max(id) FROM {table})" for table in TABLES)  # noqa: S608
+)
+"""Asks for the highest id in the archive; null where that is empty."""
+
 CHANGING = {name for name, kind in REGISTRY.items() if "changes" in vars(kind)}
 """The kinds that change the run itself."""
 

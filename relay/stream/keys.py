@@ -122,6 +122,8 @@ class ShardKeys:
         self.dead_letters = self._prefix + "dead"
         self.runs = self._prefix + "runs"
         """The run logs that there are, by when to look whether they still exist."""
+        self.erased = self._prefix + "erased"
+        """The ids of entries that were erased, for a while: nobody has lost them."""
 
     def run(self, run_id: str) -> str:
         """The run log."""

@@ -181,6 +181,22 @@ def test_a_short_or_sample_secret_is_refused(safe: pytest.MonkeyPatch, name: str
     assert message.endswith("set RELAY_ALLOW_INSECURE=secret.")
 
 
+@pytest.mark.parametrize(
+    ("name", "before"), [("RELAY_RUN_TOKEN_SECRET", ""), ("RELAY_WEBHOOK_SIGNING_SECRET", "whsec_")]
+)
+def test_each_of_several_secrets_is_looked_at(safe: pytest.MonkeyPatch, name: str, before: str) -> None:
+    safe.setenv(name, f"{before}{SECRET} {before}{SECRET[::-1]}")
+    assert refuse_insecure(Settings()) == []
+    safe.setenv(name, f"{before}{SECRET} {before}{'0' * 32}")
+    assert refused().startswith(f"{name} is a sample")
+
+
+def test_a_long_secret_does_not_hide_a_short_one(safe: pytest.MonkeyPatch) -> None:
+    for secrets in (f"{SECRET} old", f"old {SECRET}", " " * 40):
+        safe.setenv("RELAY_RUN_TOKEN_SECRET", secrets)
+        assert refused().startswith("RELAY_RUN_TOKEN_SECRET ")
+
+
 def test_the_secrets_in_the_documents_are_refused(safe: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     for name in ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET"):

@@ -121,6 +121,8 @@ class Cluster(Failover):
     def move(self, shard: int, node: Valkey) -> None:
         """Gives the empty slot of a shard to another node."""
         slot, name = key_slot(ShardKeys(shard).log.encode()), ask(node, "CLUSTER", "MYID")
+        # Said first, so that the node takes a newer epoch with the slot: older news can not take it back.
+        ask(node, "CLUSTER", "SETSLOT", slot, "IMPORTING", ask(self.primary(shard), "CLUSTER", "MYID"))
         for other in (node, *self.nodes):
             ask(other, "CLUSTER", "SETSLOT", slot, "NODE", name)
 

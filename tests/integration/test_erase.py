@@ -9,15 +9,17 @@ from typing import Any
 import psycopg2
 import pytest
 import redis
+from click.testing import CliRunner
 
 from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
+from relay.cli import main
 from relay.connect import database, persister_redis
-from relay.erase import Erased, StillHeld, erase
+from relay.erase import ERASED_S, Erased, StillHeld, erase
 from relay.events.registry import TABLES
 from relay.stream.entry import NewEvent, decode
-from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.keys import GROUP, MAX_SHARDS, ShardKeys
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.factories import progress
@@ -83,6 +85,20 @@ async def test_a_run_is_erased_everywhere_and_others_stay(
     assert erase([client], connect, GONE) == Erased(0, 0, 0)
 
 
+def test_it_is_erased_from_every_shard_whatever_the_environment_says_of_them(
+    servers: Servers, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", servers.redis_url)
+    monkeypatch.setenv("DATABASE_URL", servers.database_url)
+    last = ShardKeys(MAX_SHARDS - 1)
+    client.set(last.owner(GONE), "7:42")
+    for stream in (last.log, last.run(GONE), last.dead_letters):
+        client.xadd(stream, {"r": GONE, "k": "unheard_of", "e": "{}"})
+    done = CliRunner().invoke(main, ["erase", GONE])
+    assert done.output == "Erased: 1 entries, 0 rows, 1 dead letters.\n"
+    assert [client.exists(last.owner(GONE), last.run(GONE)), client.xlen(last.log)] == [0, 0]
+
+
 async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     servers: Servers, client: redis.Redis, publisher: Publisher, store: Store
 ) -> None:
@@ -122,6 +138,23 @@ async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is
         erase([client], connect, GONE, patience_s=0)
     assert rows(servers, GONE) == 1
     assert erase([client], connect, GONE, held_s=0) == Erased(0, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["p", "another"])
+async def test_only_what_nobody_asked_to_be_gone_is_reported_as_lost(
+    servers: Servers, client: redis.Redis, publisher: Publisher, store: Store, name: str
+) -> None:
+    await publisher.append([event(GONE), event(STAYS), event(GONE), event(STAYS)])
+    reply: Any = client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
+    with pytest.raises(StillHeld):
+        erase([client], partial(database, servers.database_url), GONE, patience_s=0)
+    client.xdel(KEYS.log, reply[0][1][3][0])
+    persister = Loop(client, store, 0, Settings(persister_name=name, persister_claim_s=0.001))
+    while persister.step():
+        pass
+    assert (rows(servers, GONE), rows(servers, STAYS)) == (0, 1)
+    assert (persister.lost, client.xlen(KEYS.dead_letters)) == ((0, 1) if name == "p" else (1, 0))
+    assert 0 < int(client.ttl(KEYS.erased)) <= ERASED_S
 
 
 async def test_a_persister_that_died_does_not_bring_it_back(

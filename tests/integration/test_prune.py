@@ -74,15 +74,15 @@ def test_the_command_says_what_went_also_of_the_dead_letters(
     monkeypatch.setenv("DATABASE_URL", servers.database_url)
     now_ms = int(time.time() * 1000)
     insert(servers, [event_id((now_ms - age_h * 3_600_000, 0), 0) for age_h in (50, 49, 47)])
+    dead_letters = ShardKeys(3).dead_letters  # the environment speaks of one shard
     for age_h in (50, 47):
-        client.xadd(
-            ShardKeys(0).dead_letters, {"id": "1-1", "reason": "x"}, id=f"{now_ms - age_h * 3_600_000}-0"
-        )
+        client.xadd(dead_letters, {"id": "1-1", "reason": "x"}, id=f"{now_ms - age_h * 3_600_000}-0")
     done = CliRunner().invoke(main, ["prune", "--older-than", "48h"])
     assert done.exit_code == 0, done.output
     assert "rp_run_log_events\t2\n" in done.output
     assert done.output.endswith("dead letters\t1\n")
-    assert (len(remaining(servers)), client.xlen(ShardKeys(0).dead_letters)) == (1, 1)
+    assert (len(remaining(servers)), client.xlen(dead_letters)) == (1, 1)
+    assert CliRunner().invoke(main, ["dead-letters", "list"]).output.startswith("3/")
 
 
 @pytest.mark.parametrize("text", ["90", "d", "0d", "-1d", "1w", "1.5d", "90 d", "99999999d"])

@@ -55,7 +55,7 @@ async def test_a_shard_of_a_cluster_is_followed_to_another_node(place: Path, end
     for client in clients:
         ends.callback(client.close)
 
-    load_functions(cluster.url, SHARDS)
+    load_functions(cluster.url)
     assert all(ask(node, "FUNCTION", "LIST") for node in cluster.nodes)
     for shard, key in enumerate(KEYS):
         assert await shared[shard].ask("GET", key) is None

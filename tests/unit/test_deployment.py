@@ -105,6 +105,11 @@ def test_our_variables_are_read_and_the_needed_ones_set(name: str, model: type[S
     assert needed <= given
 
 
+def test_what_has_to_be_the_same_for_all_is_and_a_persister_keeps_its_name() -> None:
+    assert len({SERVICES[name]["environment"]["RELAY_SHARDS"] for name in OURS}) == 1
+    assert SERVICES["persister"]["hostname"] == "persister-1"
+
+
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = re.findall(r"\$\{([A-Z_]+)([^}]*)\}", text)
