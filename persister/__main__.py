@@ -20,7 +20,7 @@ from persister.prune import BATCH, oldest_to_keep, parse_age, prune_dead_letters
 from persister.settings import Settings
 from persister.store import Store
 from relay import logs
-from relay.connect import database, persister_redis
+from relay.connect import database, persister_clients, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.listener import listening
@@ -49,7 +49,9 @@ def run(name: str | None) -> None:
         guard(settings)
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
-    loops = [Loop(_redis(settings), _store(settings), shard, settings) for shard in range(settings.shards)]
+    url = settings.redis_url.get_secret_value()
+    shards = range(settings.shards)
+    loops = [Loop(persister_redis(url, shard), _store(settings), shard, settings) for shard in shards]
     failed = threading.Event()
 
     def stop(signum: int = 0, frame: FrameType | None = None) -> None:
@@ -98,7 +100,7 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    for letter in DeadLetters(_redis(_settings())):
+    for letter in DeadLetters(_clients(_settings())):
         run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
         click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
 
@@ -107,7 +109,7 @@ def list_() -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    letter = DeadLetters(_redis(_settings())).get(key)
+    letter = DeadLetters(_clients(_settings())).get(key)
     if letter is None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
@@ -124,7 +126,7 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     if not keys and not everything:
         raise click.UsageError("Name dead letters, or say --all.")
     settings = _settings()
-    letters = DeadLetters(_redis(settings))
+    letters = DeadLetters(_clients(settings))
     store = _store(settings)
     failed = False
     for letter in letters:
@@ -153,7 +155,7 @@ def prune(age: str, batch: int) -> None:
     try:
         for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
             click.echo(f"{table}\t{rows}")
-        letters = prune_dead_letters(_redis(settings), oldest)
+        letters = prune_dead_letters(_clients(settings), oldest)
     except redis.exceptions.RedisError as error:
         raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:
@@ -168,8 +170,8 @@ def _settings(name: str | None = None) -> Settings:
         raise click.ClickException(explain(error)) from error
 
 
-def _redis(settings: Settings) -> redis.Redis:
-    return persister_redis(settings.redis_url.get_secret_value())
+def _clients(settings: Settings) -> Sequence[redis.Redis]:
+    return persister_clients(settings.redis_url.get_secret_value())
 
 
 def _store(settings: Settings) -> Store:

@@ -78,7 +78,8 @@ class Consumer:
         """The batch, once it is where RELAY_WAITAOF wants it: the archive holds nothing that is lost with the
         primary, since its sender would send it again.
 
-        WAITAOF waits for the last write of a connection, so one that changes nothing goes before it.
+        WAITAOF waits for the last write of a connection, so one that changes nothing goes before it. It also
+        shows that this is the server that gave the batch out, and not one that took over without it.
         """
         durability, present = self._durability, [stream_id for stream_id, fields in batch if fields]
         if durability is None or not present:
@@ -87,8 +88,8 @@ class Consumer:
             name = self._settings.persister_name
             pipe.xclaim(self._keys.log, GROUP, name, 0, [present[-1]], justid=True)
             pipe.execute_command(*durability.words)  # type: ignore[no-untyped-call]
-            kept = pipe.execute(raise_on_error=False)[-1]
-        if not durability.reached(kept):
+            claimed, kept = pipe.execute(raise_on_error=False)
+        if claimed != present[-1:] or not durability.reached(kept):
             raise NotKept
         return batch
 

@@ -1,6 +1,6 @@
 """What could not be archived: to be looked at, and stored after the cause is gone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -8,7 +8,7 @@ import redis
 from persister.store import Store
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode
-from relay.stream.keys import ShardKeys, every_shard
+from relay.stream.keys import ShardKeys
 
 PAGE = 500
 
@@ -27,9 +27,10 @@ class DeadLetter(NamedTuple):
 class DeadLetters:
     """The dead letters of all shards. A key names one: `<shard>/<id>`."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-        self._keys = every_shard()
+    def __init__(self, clients: Sequence[redis.Redis]) -> None:
+        """`clients`: of each shard."""
+        self._clients = clients
+        self._keys = [ShardKeys(shard) for shard in range(len(clients))]
 
     def __iter__(self) -> Iterator[DeadLetter]:
         for keys in self._keys:
@@ -40,7 +41,7 @@ class DeadLetters:
                 start = f"({page[-1][0].decode()}"
 
     def _page(self, keys: ShardKeys, start: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        page: Any = self._redis.xrange(keys.dead_letters, start, "+", PAGE)
+        page: Any = self._clients[keys.shard].xrange(keys.dead_letters, start, "+", PAGE)
         return list(page)
 
     def get(self, key: str) -> DeadLetter | None:
@@ -53,7 +54,7 @@ class DeadLetters:
             return "this version can not read it"
         for rejected in store.insert([letter.entry]):
             return rejected.reason
-        self._redis.xdel(self._keys[letter.shard].dead_letters, letter.key.partition("/")[2])
+        self._clients[letter.shard].xdel(self._keys[letter.shard].dead_letters, letter.key.partition("/")[2])
         return None
 
 

@@ -5,7 +5,7 @@ In batches, each a transaction of its own: none locks for long, and one that is 
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 
 import psycopg2
@@ -14,7 +14,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable
 from relay.events.registry import TABLES
-from relay.stream.keys import EPOCH_MS, START, event_id, every_shard
+from relay.stream.keys import EPOCH_MS, START, ShardKeys, event_id
 
 BATCH = 5_000
 """Rows in one transaction: some 20 ms, for which nobody but a repeat of the same waits."""
@@ -72,10 +72,13 @@ def _prune_table(connection: Connection, table: str, before: int, batch: int) ->
             total, after = total + count, newest
 
 
-def prune_dead_letters(client: redis.Redis, age: timedelta) -> int:
-    """Removes dead letters that were buried longer ago; answers how many. Raises redis errors."""
+def prune_dead_letters(clients: Sequence[redis.Redis], age: timedelta) -> int:
+    """Removes dead letters that were buried longer ago; answers how many. Raises redis errors.
+
+    `clients`: of each shard.
+    """
     oldest_ms = int((time.time() - age.total_seconds()) * 1000)
     return sum(
-        int(client.xtrim(keys.dead_letters, minid=f"{oldest_ms}-0", approximate=False))
-        for keys in every_shard()
+        int(client.xtrim(ShardKeys(shard).dead_letters, minid=f"{oldest_ms}-0", approximate=False))
+        for shard, client in enumerate(clients)
     )

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from relay import __version__, connect, durability, exposition
-from relay.auth import Ownership
+from relay.auth import Ownership, tickets
 from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Viewers
@@ -54,7 +54,8 @@ that waits for a second is to hear so."""
 class Services:
     """What lives as long as the application runs."""
 
-    redis: SharedLink
+    links: Sequence[SharedLink]
+    """Of each shard."""
     database: Database
     publisher: Publisher
     replay: Replay
@@ -73,13 +74,14 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
         for source in sources:
             await source.open()
             stack.push_async_callback(_stop, asyncio.create_task(source.follow()))
-        link = connect.shared_link(redis_url)
-        stack.push_async_callback(link.close)
+        links = connect.shared_links(redis_url, settings.shards)
+        for link in set(links):
+            stack.push_async_callback(link.close)
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)
         history = History(database)
         publisher = Publisher(
-            lambda: connect.append_link(redis_url, settings.waitaof),
+            lambda shard: connect.append_link(redis_url, settings.waitaof, shard),
             history.highest,
             shards=settings.shards,
             deadline_s=settings.append_deadline_s,
@@ -90,7 +92,7 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
         shards = []
         for shard in range(settings.shards):
             hub = Hub()
-            tailer = Tailer(lambda: connect.tail_link(redis_url), hub, shard)
+            tailer = Tailer(lambda shard: connect.tail_link(redis_url, shard), hub, shard)
             shards.append(Shard(hub, tailer))
             for work in (tailer.run(), hub.keep_alive(settings.keep_alive_s)):
                 stack.push_async_callback(_stop, asyncio.create_task(work))
@@ -101,13 +103,13 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
         except NotStored:
             log.warning("the event log could not be opened yet; it will be with the first event")
         yield Services(
-            link,
+            links,
             database,
             publisher,
-            Replay(link, history, settings.shards, settings.replay_page),
+            Replay(links, history, settings.replay_page),
             history,
-            Ownership(database, link, settings),
-            Tickets(link),
+            Ownership(database, links, settings),
+            Tickets(links[tickets.SHARD]),
             shards,
             guard,
         )
@@ -137,7 +139,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         async with running(settings, sources) as started:
             services.append(started)
             loop = asyncio.get_running_loop()
-            figures = Figures(loop, health, started.redis, started.shards, seats)
+            figures = Figures(loop, health, started.links, started.shards, seats)
             pages = ops.pages(loop, app, health, exposition.page(figures.collect))
             with listening(settings.ops_listen, pages):
                 yield {STATE: started.guard}
@@ -166,7 +168,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         "tailers": lambda: _tailers(now()),
         "postgres": lambda: _postgres(now()),
     }
-    health = ops.Health(probes, lambda: durability.in_force(now().redis, settings.waitaof))
+    health = ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof))
     app.include_router(ops.router(health))
 
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
@@ -188,7 +190,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
 async def _redis(services: Services) -> str | None:
     try:
-        await services.redis.ask("PING")
+        await asyncio.gather(*(link.ask("PING") for link in set(services.links)))
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
     return None

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +25,7 @@ from relay import embedded, erase, logs, migrate, server
 from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
-from relay.connect import database, persister_redis
+from relay.connect import database, persister_clients
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
@@ -196,8 +196,11 @@ def erase_(run_id: str, held: float) -> None:
         click.echo("Persisters finish what they were given ...", err=True)
 
     try:
-        with closing(persister_redis(settings.redis_url.get_secret_value())) as client:
-            erased = erase.erase(client, lambda: database(url), run_id, waiting, held)
+        with ExitStack() as stack:
+            clients = persister_clients(settings.redis_url.get_secret_value())
+            for client in clients:
+                stack.callback(client.close)
+            erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)
     except redis.exceptions.RedisError as error:
         raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:

@@ -1,9 +1,13 @@
 """The only place that opens connections to Redis and PostgreSQL. Each time-out has its reason here."""
 
 import asyncio
+import random
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg2
@@ -16,6 +20,8 @@ from redis.backoff import NoBackoff
 
 from relay.errors import DatabaseUnavailable, Misconfigured
 from relay.link import Durability, DurableLink, Link, SharedLink
+from relay.stream.keys import MAX_SHARDS
+from relay.where import ELSEWHERE, Address, Where, spreads, where
 
 T = TypeVar("T")
 
@@ -24,6 +30,10 @@ CONNECT_S = 1.0
 
 REPLY_S = 2.5
 """No command of ours takes a server that long, and callers are promised an answer within 3 s."""
+
+LOOK_S = 0.4
+"""Who knows where a primary is answers at once; where one is gone there is time for another to be asked
+before CONNECT_S is over."""
 
 BLOCK_MS = 5_000
 """How long a blocking read waits for news. A dead peer is noticed this long, and BLOCK_GRACE_S, after."""
@@ -39,38 +49,126 @@ _REDIS = {
 }
 
 
-def append_link(url: str, waitaof: str | None = None) -> Link:
-    """For the write path, where a repeated command would write twice."""
-    connection = _link_connection(url)
-    return DurableLink(connection, REPLY_S, Durability(waitaof)) if waitaof else Link(connection, REPLY_S)
+def append_link(url: str, waitaof: str | None = None, shard: int = 0) -> Link:
+    """For the write path of a shard, where a repeated command would write twice."""
+    if waitaof:
+        return _link(url, shard, REPLY_S, partial(DurableLink, durability=Durability(waitaof)))
+    return _link(url, shard, REPLY_S)
 
 
-def tail_link(url: str) -> Link:
+def tail_link(url: str, shard: int = 0) -> Link:
     """For one tailer's blocking reads, with a time-out beyond the block."""
-    return Link(_link_connection(url), BLOCK_MS / 1000 + BLOCK_GRACE_S)
+    return _link(url, shard, BLOCK_MS / 1000 + BLOCK_GRACE_S)
 
 
-def shared_link(url: str) -> SharedLink:
+def shared_link(url: str, shard: int = 0) -> SharedLink:
     """For the short reads of many."""
-    return SharedLink(Link(_link_connection(url), REPLY_S))
+    return SharedLink(_link(url, shard, REPLY_S))
 
 
-def _link_connection(url: str) -> redis.asyncio.Connection:
+def shared_links(url: str, shards: int) -> Sequence[SharedLink]:
+    """The same for each shard: one for all of them, where they are on one server."""
+    if spreads(url):
+        return [shared_link(url, shard) for shard in range(shards)]
+    return [shared_link(url)] * shards
+
+
+def _link(url: str, shard: int, reply_s: float, kind: Callable[..., Link] = Link) -> Link:
+    place = where(url, shard)
     pool = redis.asyncio.ConnectionPool.from_url(
-        url, socket_timeout=REPLY_S, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **_REDIS
+        place.url if place else url,
+        socket_timeout=REPLY_S,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        **_REDIS,
     )
     connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
-    return connection
+    return kind(connection, reply_s, find=partial(asyncio.to_thread, primary, place) if place else None)
 
 
-def persister_redis(url: str) -> redis.Redis:
+def primary(place: Where) -> Address:
+    """Where it is now, by the first one who knows. Raises a redis error, or OSError.
+
+    They are asked in any order, so that one who is cut off from the others, and does not know it, is not
+    asked again and again.
+    """
+    problem: Exception | None = None
+    deadline = time.monotonic() + CONNECT_S
+    for url in random.sample(place.knowing, len(place.knowing)):
+        if time.monotonic() > deadline:
+            break
+        try:
+            with closing(_asking(url)) as client:
+                address = place.read(client.execute_command(*place.question))  # type: ignore[no-untyped-call]
+        except (redis.exceptions.RedisError, OSError) as error:
+            problem = error
+        else:
+            if address:
+                return address
+    raise problem or redis.exceptions.ConnectionError("nobody knows where the primary is")
+
+
+def _asking(url: str) -> redis.Redis:
+    options = {**_REDIS, "socket_connect_timeout": LOOK_S, "socket_timeout": LOOK_S}
+    return redis.Redis.from_url(url, retry=redis.retry.Retry(NoBackoff(), 0), **options)
+
+
+def persister_redis(url: str, shard: int = 0) -> redis.Redis:
     """For a persister: no retry, since a repeated XREADGROUP would lose sight of the first one's entries."""
-    return redis.Redis.from_url(
-        url,
+    place = where(url, shard)
+    client = redis.Redis.from_url(
+        place.url if place else url,
         socket_timeout=BLOCK_MS / 1000 + BLOCK_GRACE_S,
         retry=redis.retry.Retry(NoBackoff(), 0),
         **_REDIS,
+        **({"find": partial(primary, place)} if place else {}),
     )
+    if place:
+        pool = client.connection_pool
+        tls = issubclass(pool.connection_class, redis.SSLConnection)
+        pool.connection_class = _FoundByTls if tls else _Found
+    return client
+
+
+def persister_clients(url: str, shards: int = MAX_SHARDS) -> Sequence[redis.Redis]:
+    """One for each shard: the same for all of them, where they are on one server.
+
+    Unless told otherwise, for all shards that there can be: what an operator types is for all of them, and
+    that environment need not say how many there are. Keys that do not exist cost nothing.
+    """
+    if spreads(url):
+        return [persister_redis(url, shard) for shard in range(shards)]
+    return [persister_redis(url)] * shards
+
+
+class _Finding(redis.connection.AbstractConnection):
+    """A connection that asks where to go, and is given up where it turns out to be wrong."""
+
+    host: str
+    port: int
+
+    def __init__(self, *, find: Callable[[], Address], **options: Any) -> None:
+        self._find = find
+        super().__init__(**options)
+
+    def connect(self) -> None:
+        if not self.is_connected:
+            self.host, self.port = self._find()
+        super().connect()  # type: ignore[no-untyped-call]
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except ELSEWHERE:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class _Found(_Finding, redis.Connection):
+    pass
+
+
+class _FoundByTls(_Finding, redis.SSLConnection):
+    pass
 
 
 def database(url: str, *, statement_s: float | None = None) -> psycopg2.extensions.connection:

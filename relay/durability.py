@@ -1,5 +1,7 @@
 """What a 204 is worth at the moment: how the event log keeps what it was given."""
 
+import asyncio
+from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import redis.exceptions
@@ -18,19 +20,21 @@ class InForce(TypedDict):
     waitaof: str | None
 
 
-async def in_force(link: SharedLink, waitaof: str | None) -> InForce:
-    """What is in force, as far as the server says."""
+async def in_force(links: Iterable[SharedLink], waitaof: str | None) -> InForce:
+    """What is in force, as far as the servers say; where they differ, all that they say."""
+    found = await asyncio.gather(*(_of_one(link) for link in set(links)))
+    appendonly, appendfsync = (", ".join(sorted(set(said))) for said in zip(*found, strict=True))
+    return {"appendonly": appendonly, "appendfsync": appendfsync, "waitaof": waitaof}
+
+
+async def _of_one(link: SharedLink) -> tuple[str, str]:
     try:
         reply = await link.ask("CONFIG", "GET", "append*")
     except (redis.exceptions.RedisError, OSError):  # mostly that we may not ask
-        return {"appendonly": await _by_info(link), "appendfsync": UNKNOWN, "waitaof": waitaof}
+        return await _by_info(link), UNKNOWN
     settings = {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
     appendonly = settings.get("appendonly", UNKNOWN)
-    return {
-        "appendonly": appendonly,
-        "appendfsync": settings.get("appendfsync", UNKNOWN) if appendonly == "yes" else "no file",
-        "waitaof": waitaof,
-    }
+    return appendonly, settings.get("appendfsync", UNKNOWN) if appendonly == "yes" else "no file"
 
 
 async def _by_info(link: SharedLink) -> str:

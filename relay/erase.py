@@ -6,7 +6,7 @@ got all that they will ever get. Stopped in between, the same again completes it
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg2
@@ -15,7 +15,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
-from relay.stream.keys import GROUP, every_shard
+from relay.stream.keys import GROUP, ShardKeys
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -47,7 +47,7 @@ class Erased(NamedTuple):
 
 
 def erase(
-    client: redis.Redis,
+    clients: Sequence[redis.Redis],
     connect: Callable[[], Connection],
     run_id: str,
     waiting: Callable[[], None] = lambda: None,
@@ -56,11 +56,11 @@ def erase(
 ) -> Erased:
     """Erases a run; again does no harm. `waiting` is called once where persisters have to be waited for.
 
-    Raises StillHeld, DatabaseUnavailable or redis errors.
+    `clients`: of each shard. Raises StillHeld, DatabaseUnavailable or redis errors.
     """
-    everywhere = every_shard()
+    everywhere = [(client, ShardKeys(shard)) for shard, client in enumerate(clients)]
     entries = 0
-    for keys in everywhere:
+    for client, keys in everywhere:
         removed = _remove(client, keys.log, run_id, keys.erased)
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
@@ -70,8 +70,8 @@ def erase(
             client.xack(keys.log, GROUP, *removed[start : start + PAGE])
         entries += len(removed)
     rows = _remove_rows(connect, run_id)
-    letters = sum(len(_remove(client, keys.dead_letters, run_id)) for keys in everywhere)
-    for keys in everywhere:  # one by one, since each shard may be on a server of its own
+    letters = sum(len(_remove(client, keys.dead_letters, run_id)) for client, keys in everywhere)
+    for client, keys in everywhere:
         client.delete(keys.owner(run_id))
     return Erased(entries, rows, letters)
 

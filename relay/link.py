@@ -5,7 +5,7 @@ database. Then its transport is ours: commands are written to it as they are, an
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from redis._parsers import BaseParser
 from relay import metrics
 from relay.errors import OutcomeUnknown
 from relay.sharing import noticed
+from relay.where import ELSEWHERE, Address
 
 WAITAOF_MS = 2_000
 """How long a server may take to have a write in the files that were asked for: below a link's `reply_s`."""
@@ -66,7 +67,7 @@ class _Replies(asyncio.Protocol):
     def __init__(self) -> None:
         self._parser = hiredis.Reader(
             protocolError=redis.exceptions.InvalidResponse,
-            replyError=BaseParser.parse_error,
+            replyError=self._refusal,
         )
         self._replies: list[Any] = []
         self._count = 0
@@ -76,6 +77,13 @@ class _Replies(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self.lost: Exception | None = None
         """Why nothing can be asked any more."""
+        self.elsewhere = False
+        """Whether the server said that somebody else is to be asked."""
+
+    def _refusal(self, text: str) -> Exception:
+        error: Exception = BaseParser.parse_error(text)  # type: ignore[no-untyped-call]
+        self.elsewhere = self.elsewhere or isinstance(error, ELSEWHERE)
+        return error
 
     def expect(self, count: int, done: Answered, within_s: float) -> None:
         """`done` gets the list of that many replies, of which each has that long to come."""
@@ -130,9 +138,16 @@ class Link:
     raises, or is answered by, anything but a ResponseError, call `drop`.
     """
 
-    def __init__(self, connection: redis.asyncio.Connection, reply_s: float) -> None:
+    def __init__(
+        self,
+        connection: redis.asyncio.Connection,
+        reply_s: float,
+        find: Callable[[], Awaitable[Address]] | None = None,
+    ) -> None:
+        """`find` answers where to connect to, where that is not always the same."""
         self._connection = connection
         self._reply_s = reply_s
+        self._find = find
         self._transport: asyncio.WriteTransport | None = None
         self._replies: _Replies
 
@@ -142,11 +157,20 @@ class Link:
         transport = self._transport
         return transport is not None and self._replies.lost is None and not transport.is_closing()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the server said that somebody else is to be asked: the next `connect` looks for it."""
+        return self._find is not None and self._transport is not None and self._replies.elsewhere
+
     async def connect(self) -> None:
         """Connects, unless it was connected before."""
+        if self.elsewhere:
+            await self.drop()
         if self._transport is not None:
             return
         metrics.CONNECTIONS.value += 1
+        if self._find is not None:
+            self._connection.host, self._connection.port = await self._find()
         await self._connection.connect()  # type: ignore[no-untyped-call]
         # All that the driver asked is answered, so nothing of ours is in its buffers.
         transport: Any = self._connection._writer.transport  # type: ignore[union-attr]
@@ -209,8 +233,14 @@ class DurableLink(Link):
     Where they do not in time, the answer is OutcomeUnknown: it is written, and may be lost with the server.
     """
 
-    def __init__(self, connection: redis.asyncio.Connection, reply_s: float, durability: Durability) -> None:
-        super().__init__(connection, reply_s)
+    def __init__(
+        self,
+        connection: redis.asyncio.Connection,
+        reply_s: float,
+        durability: Durability,
+        find: Callable[[], Awaitable[Address]] | None = None,
+    ) -> None:
+        super().__init__(connection, reply_s, find)
         self._durability = durability
 
     def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
@@ -273,12 +303,14 @@ class SharedLink:
             self._asking = None
 
     async def _round(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
-        """The replies, or errors. Asks twice, since the connection may have died unnoticed, and reads can
-        be repeated."""
+        """The replies, or errors. Asks twice, since the connection may have died unnoticed, or somebody else
+        taken over, and reads can be repeated."""
         for last in (False, True):
             try:
                 await self._link.connect()
-                return await self._link.commands(questions)
+                replies = await self._link.commands(questions)
+                if last or not self._link.elsewhere:
+                    return replies
             except (redis.exceptions.RedisError, OSError) as error:
                 await self._link.drop()
                 if last or isinstance(error, redis.exceptions.TimeoutError):

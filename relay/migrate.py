@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 
 import migrations
-from relay.connect import persister_redis
+from relay.connect import persister_clients
 from relay.stream import functions
 
 
@@ -30,5 +30,6 @@ def downgrade(database_url: str, revision: str) -> None:
 
 def load_functions(redis_url: str) -> None:
     """For workers whose users may not. Those of other versions stay. Raises redis errors."""
-    with closing(persister_redis(redis_url)) as client:
-        client.function_load(functions.LIBRARY, replace=True)
+    for client in set(persister_clients(redis_url)):
+        with closing(client):
+            client.function_load(functions.LIBRARY, replace=True)

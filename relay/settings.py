@@ -14,8 +14,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from relay.errors import Misconfigured
 from relay.listener import ADDRESS
 from relay.stream.keys import MAX_SHARDS
+from relay.where import where
 
 _SIGNING_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{32,}={0,2}")
 _KEYS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost)[:/]")
@@ -54,7 +56,7 @@ class StoreSettings(BaseSettings):
         SecretStr("redis://127.0.0.1:6379/0"),
         validation_alias=_plain("REDIS_URL"),
         description="The Redis or Valkey that holds the logs. It must keep an append-only file: what "
-        "it loses, is lost.",
+        "it loses, is lost. `redis+sentinel://` and `redis+cluster://` name those who know where it is.",
     )
     database_url: SecretStr = Field(
         SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
@@ -85,6 +87,15 @@ class StoreSettings(BaseSettings):
         description="Weaknesses to start with all the same, by name with commas between them: somebody has "
         "to have decided on each.",
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _found(cls, url: SecretStr) -> SecretStr:
+        try:
+            where(url.get_secret_value(), 0)
+        except Misconfigured as error:
+            raise ValueError(str(error)) from None
+        return url
 
 
 class Settings(StoreSettings):

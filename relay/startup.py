@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg2
+import redis
 import redis.exceptions
 from psycopg2.extensions import make_dsn
 from pydantic import AliasChoices, SecretStr
 
-from relay.connect import database, persister_redis
+from relay.connect import database, persister_clients
 from relay.errors import DatabaseUnavailable, Insecure, Misconfigured
 from relay.settings import Check, StoreSettings
 
@@ -121,14 +122,13 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
         return
     url = settings.redis_url.get_secret_value()
     try:
-        if _lets_anyone_in(url):
+        if any(map(_lets_anyone_in, _distinct(without_user(url), settings.shards))):
             yield Weakness(
                 "redis-password",
                 "Redis lets anyone in without a password; give it users, as deploy/redis/users.acl does, and "
                 "put theirs into REDIS_URL.",
             )
-        with closing(persister_redis(url)) as client:
-            info: Any = client.info()
+        found: list[Any] = [_info(client) for client in _distinct(url, settings.shards)]
     except redis.exceptions.NoPermissionError:
         yield Weakness(
             "redis-file",
@@ -139,7 +139,7 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
         raise Away from error
     else:
-        yield from _of_redis(info)
+        yield from dict.fromkeys(weakness for info in found for weakness in _of_redis(info))
 
 
 def _of_redis(info: Any) -> Iterator[Weakness]:
@@ -160,8 +160,17 @@ def _of_redis(info: Any) -> Iterator[Weakness]:
         )
 
 
-def _lets_anyone_in(url: str) -> bool:
-    with closing(persister_redis(without_user(url))) as client:
+def _distinct(url: str, shards: int) -> list[redis.Redis]:
+    return list(dict.fromkeys(persister_clients(url, shards)))
+
+
+def _info(client: redis.Redis) -> Any:
+    with closing(client):
+        return client.info()
+
+
+def _lets_anyone_in(client: redis.Redis) -> bool:
+    with closing(client):
         try:
             return bool(client.ping())
         except (redis.exceptions.AuthenticationError, redis.exceptions.ResponseError):

@@ -141,10 +141,10 @@ class Ownership:
     to whichever worker.
     """
 
-    def __init__(self, database: Database, link: SharedLink, settings: Settings) -> None:
+    def __init__(self, database: Database, links: Sequence[SharedLink], settings: Settings) -> None:
         self._database = database
-        self._redis = link
-        self._keys = [ShardKeys(shard) for shard in range(settings.shards)]
+        self._links = links
+        self._keys = [ShardKeys(shard) for shard in range(len(links))]
         self._cache_s = settings.access_cache_s
         self._known: OrderedDict[Hashable, tuple[float, asyncio.Future[list[Any]]]] = OrderedDict()
         self._mapped = bool(settings.conversation_sql or settings.runs_sql)
@@ -247,19 +247,23 @@ class Ownership:
                 "The server's statements about owners do not fit its database, or it may not read there."
             ) from None
 
-    def _key(self, run_id: str) -> str:
-        return self._keys[shard_of_run(run_id, len(self._keys))].owner(run_id)
+    def _kept(self, run_id: str) -> tuple[SharedLink, str]:
+        """Where in Redis, and under which key."""
+        shard = shard_of_run(run_id, len(self._keys))
+        return self._links[shard], self._keys[shard].owner(run_id)
 
     async def _remember(self, run_id: str, conversation_id: int, user_id: int) -> None:
+        link, key = self._kept(run_id)
         try:
             owner = f"{conversation_id}:{user_id}"
-            await self._redis.ask("SET", self._key(run_id), owner, "EX", OWNER_REMEMBERED_S)
+            await link.ask("SET", key, owner, "EX", OWNER_REMEMBERED_S)
         except (redis.exceptions.RedisError, OSError):
             return  # A help for bad times, not worth failing good ones.
 
     async def _remembered(self, run_id: str) -> tuple[int, int] | None:
+        link, key = self._kept(run_id)
         try:
-            owner = await self._redis.ask("GET", self._key(run_id))
+            owner = await link.ask("GET", key)
         except (redis.exceptions.RedisError, OSError):
             return None
         if not isinstance(owner, bytes):

@@ -17,7 +17,10 @@ from relay.stream.keys import ShardKeys
 TTL_S = 30
 
 _CALLER = TypeAdapter(Caller)
-_KEYS = ShardKeys(0)
+SHARD = 0
+"""Where tickets are kept: they belong to no run."""
+
+_KEYS = ShardKeys(SHARD)
 
 
 class Tickets:

@@ -37,13 +37,13 @@ class Figures:
         self,
         loop: asyncio.AbstractEventLoop,
         health: Health,
-        link: SharedLink,
+        links: Sequence[SharedLink],
         shards: Sequence[Shard],
         seats: Seats,
     ) -> None:
         self._loop = loop
         self._health = health
-        self._link = link
+        self._links = links
         self._shards = shards
         self._seats = seats
 
@@ -72,7 +72,7 @@ class Figures:
         found = {}
         try:
             for shard in range(len(self._shards) if up["redis"] else 0):
-                found[shard] = await lag.look(self._link, shard)
+                found[shard] = await lag.look(self._links[shard], shard)
         except (redis.exceptions.RedisError, OSError):
             found = {}
         return Found(up, {shard: its for shard, its in found.items() if its})

@@ -140,9 +140,3 @@ class ShardKeys:
     def ticket(self, ticket: str) -> str:
         """Whom a stream ticket stands for. Hashed, so that who reads keys has no tickets."""
         return f"{self._prefix}ticket:{blake2b(ticket.encode(), digest_size=16).hexdigest()}"
-
-
-def every_shard() -> list[ShardKeys]:
-    """The keys of all shards that there can be: for what an operator types, whose environment need not say
-    how many there are. Keys that do not exist cost nothing."""
-    return [ShardKeys(shard) for shard in range(MAX_SHARDS)]

@@ -69,13 +69,13 @@ class Group(NamedTuple):
 class Publisher:
     """Appends events to the logs of all shards.
 
-    `connect` makes a link for the write path. `floor` answers the highest event id that was ever
+    `connect` makes a link for the write path of a shard. `floor` answers the highest event id that was ever
     given out as far as anybody knows; it is asked where a log has to be created.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Link],
+        connect: Callable[[int], Link],
         floor: Callable[[], Awaitable[int]],
         *,
         shards: int,
@@ -130,14 +130,14 @@ class _Lane:
 
     def __init__(
         self,
-        connect: Callable[[], Link],
+        connect: Callable[[int], Link],
         floor: Callable[[], Awaitable[int]],
         shard: int,
         deadline_s: float,
         remember_ms: int,
         live_runs: int,
     ) -> None:
-        self._links = [connect() for _ in range(LINKS)]
+        self._links = [connect(shard) for _ in range(LINKS)]
         self._idle = list(self._links)
         self._floor = floor
         self._shard = shard

@@ -96,12 +96,13 @@ class Snapshot(NamedTuple):
 class Replay:
     """Reads of the past, for all viewers of a worker."""
 
-    def __init__(self, link: SharedLink, archive: Archive, shards: int, page: int) -> None:
-        """`page`: records in one read, which is what is held in memory for one viewer at a time."""
-        self._redis = link
+    def __init__(self, links: Sequence[SharedLink], archive: Archive, page: int) -> None:
+        """`links`: of each shard. `page`: records in one read, which is what is held in memory for one viewer
+        at a time."""
+        self._links = links
         self._archive = archive
         self._page = page
-        self._keys = [ShardKeys(shard) for shard in range(shards)]
+        self._keys = [ShardKeys(shard) for shard in range(len(links))]
         self._recent = Recent()
         self._pages = Sharing[tuple[str, int], Page | None]()
         self._ends = Sharing[str, Record | None]()
@@ -137,7 +138,7 @@ class Replay:
     async def top(self, shard: int) -> int:
         """The highest id that the shard's log ever held, or START. Raises Unavailable."""
         try:
-            info = await self._redis.ask("XINFO", "STREAM", self._keys[shard].log)
+            info = await self._links[shard].ask("XINFO", "STREAM", self._keys[shard].log)
         except redis.exceptions.ResponseError:
             return START  # there is no log
         except (redis.exceptions.RedisError, OSError) as error:
@@ -213,9 +214,10 @@ class Replay:
 
     async def _read(self, run_id: str, start: str, limit: int, *, newest_first: bool = False) -> Reply:
         command, stop = ("XREVRANGE", "-") if newest_first else ("XRANGE", "+")
-        run_log = self._keys[shard_of_run(run_id, len(self._keys))].run(run_id)
+        shard = shard_of_run(run_id, len(self._keys))
+        run_log = self._keys[shard].run(run_id)
         try:
-            reply: Reply = await self._redis.ask(command, run_log, start, stop, "COUNT", limit)
+            reply: Reply = await self._links[shard].ask(command, run_log, start, stop, "COUNT", limit)
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable(NO_LOG) from error
         return reply

@@ -44,8 +44,8 @@ class LostPlace(Exception):
 class Tailer:
     """Follows the log of one shard while somebody watches it."""
 
-    def __init__(self, connect: Callable[[], Link], hub: Hub, shard: int) -> None:
-        self._link = connect()
+    def __init__(self, connect: Callable[[int], Link], hub: Hub, shard: int) -> None:
+        self._link = connect(shard)
         self._hub = hub
         self._shard = shard
         self._log = ShardKeys(shard).log

@@ -385,8 +385,8 @@ def _vacuous(facts: Facts, expected: Expected) -> Iterator[Finding]:
     ledger = facts.ledger
     if ledger.count < expected.acknowledged:
         yield Finding(Fault.VACUOUS, f"{ledger.count} of {expected.acknowledged} events were acknowledged")
-    if expected.unknown and not ledger.unknown:
-        yield Finding(Fault.VACUOUS, "the fault left nobody in doubt")
+    if expected.unknown and not (ledger.unknown or ledger.denied):
+        yield Finding(Fault.VACUOUS, "the fault left nobody in doubt, and denied nobody")
     for began, ended in facts.faults:
         if not ledger.acked_at or not (min(ledger.acked_at) < began <= ended < max(ledger.acked_at)):
             yield Finding(Fault.VACUOUS, "the fault was not between the first and the last answer")

@@ -55,7 +55,7 @@ async def _append(world: World, batch: Sequence[NewEvent]) -> None:
         return 0
 
     publisher = Publisher(
-        lambda: connect.append_link(world.valkey.url), floor, shards=1, deadline_s=2.8, remember_ms=60_000
+        lambda _: connect.append_link(world.valkey.url), floor, shards=1, deadline_s=2.8, remember_ms=60_000
     )
     await publisher.append(batch)
     await publisher.close()

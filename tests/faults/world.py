@@ -17,10 +17,12 @@ import psycopg2
 import redis
 
 from relay import migrate
-from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id
+from relay.connect import persister_redis
+from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, shard_of_run
 from tests.acceptance.running import CONVERSATION, USER
 from tests.canaries import TOKEN
 from tests.faults.clients import Address, Producer, Watcher, mark_of
+from tests.faults.failover import Failover
 from tests.faults.oracle import Back, Expected, Facts, Gauge, Ledger, Mark, Seen, Verdict, judge
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Persister, Postgres, Server, Valkey, Web, until_in_thread
@@ -61,6 +63,8 @@ class World:
         self.gauges: list[Callable[[], Gauge]] = []
         """What else has to be back where it was."""
         self.valkey: Valkey
+        self.shards = 1
+        self._redis_url: str | None = None
 
     # What there is
 
@@ -99,6 +103,12 @@ class World:
         await until_in_thread(in_step, "the replica to be in step", SETTLE_S)
         return made
 
+    async def add_failover(self, servers: Failover, shards: int) -> None:
+        """Instead of one Valkey, several with replicas."""
+        self._servers += [*servers.nodes, *servers.others]
+        await servers.start()
+        self._redis_url, self.shards = servers.url, shards
+
     async def add_postgres(self) -> Postgres:
         """A PostgreSQL for this row alone, with its tables; to be added before what uses it."""
         made = Postgres(self.place / "postgres")
@@ -131,7 +141,10 @@ class World:
         await server.start()
 
     def _stores(self, redis_url: str | None) -> dict[str, str]:
-        return {"REDIS_URL": redis_url or self.valkey.url, "DATABASE_URL": self.database_url}
+        return {
+            "REDIS_URL": redis_url or self._redis_url or self.valkey.url,
+            "DATABASE_URL": self.database_url,
+        }
 
     def anywhere(self) -> tuple[str, int]:
         """A web worker, in turn: what a load balancer without health checks does."""
@@ -276,13 +289,17 @@ class World:
     def facts(self) -> Facts:
         """What everybody holds. Needs Valkey and PostgreSQL."""
         pending, lag = self._group()
-        run_ids = [producer.run_id for producer in self.producers]
+        shards = {its.run_id: shard_of_run(its.run_id, self.shards) for its in self.producers}
         return Facts(
             ledger=self.ledger,
             archive=self._archive(),
             viewers=[watcher.viewed for watcher in self.watchers],
-            log=self._entries(KEYS.log),
-            runs={run_id: self._entries(KEYS.run(run_id)) for run_id in run_ids},
+            log=sorted(
+                entry
+                for keys in map(ShardKeys, range(self.shards))
+                for entry in self._entries(keys.shard, keys.log)
+            ),
+            runs={its: self._entries(shard, ShardKeys(shard).run(its)) for its, shard in shards.items()},
             dead=self._dead(),
             pending=pending,
             lag=lag,
@@ -291,8 +308,12 @@ class World:
             faults=self.faults,
         )
 
-    def redis(self) -> redis.Redis:
-        return redis.Redis.from_url(self.valkey.url, protocol=2, socket_timeout=20)
+    @property
+    def _url(self) -> str:
+        return self._redis_url or self.valkey.url
+
+    def redis(self, shard: int = 0) -> redis.Redis:
+        return persister_redis(self._url, shard)
 
     def ask(self, *words: Any) -> Any:
         """One command to Valkey, on a connection of its own."""
@@ -312,28 +333,34 @@ class World:
         rows = self.query("SELECT id, run_id, details FROM rp_paper_generation_events ORDER BY run_id, id")
         return [Seen(id, mark_of(run_id, details)) for id, run_id, details in rows]
 
-    def _entries(self, key: str) -> list[Seen]:
-        with contextlib.closing(self.redis()) as client:
+    def _entries(self, shard: int, key: str) -> list[Seen]:
+        with contextlib.closing(self.redis(shard)) as client:
             entries: Any = client.xrange(key)
-        return [seen(id, fields) for id, fields in entries]
+        return [seen(id, fields, shard) for id, fields in entries]
 
     def _dead(self) -> list[Seen]:
-        with contextlib.closing(self.redis()) as client:
-            letters: Any = client.xrange(KEYS.dead_letters)
-        return [seen(fields[b"id"], fields) for _, fields in letters]
+        found = []
+        for keys in map(ShardKeys, range(self.shards)):
+            with contextlib.closing(self.redis(keys.shard)) as client:
+                letters: Any = client.xrange(keys.dead_letters)
+            found += [seen(fields[b"id"], fields, keys.shard) for _, fields in letters]
+        return found
 
     def _group(self) -> tuple[int, int]:
-        """How many entries are pending, and how many were not delivered, by our own count."""
-        with contextlib.closing(self.redis()) as client:
-            groups: Any = client.xinfo_groups(KEYS.log)
-            group = next(group for group in groups if group["name"] == GROUP.encode())
-            behind: Any = client.xrange(KEYS.log, f"({group['last-delivered-id'].decode()}")
-        return group["pending"], len(behind)
+        """How many entries are pending, and not delivered, by our own count."""
+        pending, behind = 0, 0
+        for keys in map(ShardKeys, range(self.shards)):
+            with contextlib.closing(self.redis(keys.shard)) as client:
+                groups: Any = client.xinfo_groups(keys.log)
+                group = next(group for group in groups if group["name"] == GROUP.encode())
+                later: Any = client.xrange(keys.log, f"({group['last-delivered-id'].decode()}")
+            pending, behind = pending + group["pending"], behind + len(later)
+        return pending, behind
 
     def _gauges(self) -> list[Gauge]:
         """Open files of the workers that lived through it all, and what a row adds."""
         files = [
-            Gauge(f"open files of {web.part.name}", self._files[web.pid], _files(web.pid), slack=6)
+            Gauge(f"open files of {web.part.name}", self._files[web.pid], _files(web.pid), 5 + self.shards)
             for web in self.webs
             if web.alive and web.pid in self._files
         ]
@@ -364,11 +391,11 @@ class World:
                 stack.push_async_callback(proxy.close)
 
 
-def seen(stream_id: bytes, fields: dict[bytes, bytes]) -> Seen:
+def seen(stream_id: bytes, fields: dict[bytes, bytes], shard: int = 0) -> Seen:
     """What an entry holds, whatever its seal says."""
     text = fields[b"e"]
     details = json.loads(text[: text.rindex(b"}") + 1])["details"]
-    return Seen(event_id(StreamId.parse(stream_id), 0), mark_of(fields[b"r"].decode(), details))
+    return Seen(event_id(StreamId.parse(stream_id), shard), mark_of(fields[b"r"].decode(), details))
 
 
 def _files(pid: int) -> int:

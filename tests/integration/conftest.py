@@ -68,7 +68,7 @@ async def database(servers: Servers) -> AsyncIterator[Database]:
 @pytest.fixture
 async def publisher(servers: Servers, database: Database) -> AsyncIterator[Publisher]:
     made = Publisher(
-        lambda: connect.append_link(servers.redis_url),
+        lambda _: connect.append_link(servers.redis_url),
         History(database).highest,
         shards=1,
         deadline_s=2.8,

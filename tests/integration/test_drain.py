@@ -265,7 +265,7 @@ async def test_a_bad_event_goes_to_the_dead_letters_and_all_others_to_the_archiv
     )
     assert drain(persister()) == 100
     assert rows(servers) == ids[:70] + ids[71:]
-    (letter,) = DeadLetters(client)
+    (letter,) = DeadLetters([client])
     assert letter.entry is not None
     assert (letter.entry.id, letter.entry.text, bool(letter.reason)) == (ids[70], text, True)
     assert text.decode() not in letter.reason
@@ -278,7 +278,7 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
     await publisher.append([event(), NewEvent("run-1", "from_the_future", b'{"n":1}')])
     client.xadd(KEYS.log, {"some": "thing"})
     drain(persister())
-    assert [letter.reason for letter in DeadLetters(client)] == [
+    assert [letter.reason for letter in DeadLetters([client])] == [
         "its kind is not known to this version",
         "it does not have the fields of an event",
     ]
@@ -292,7 +292,7 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
     (gone,) = Consumer(client, 0, Settings(persister_name="p"), nothing_archived).claim()
     client.xdel(KEYS.log, gone[0])
     drain(persister("p"))
-    assert (len(list(DeadLetters(client))), pending(client)) == (1, 0)
+    assert (len(list(DeadLetters([client]))), pending(client)) == (1, 0)
 
 
 async def test_a_dead_letter_is_requeued_under_its_own_id(
@@ -302,7 +302,7 @@ async def test_a_dead_letter_is_requeued_under_its_own_id(
         [NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')]
     )
     drain(persister())
-    letters = DeadLetters(client)
+    letters = DeadLetters([client])
     (letter,) = letters
     assert letters.requeue(letter, store), "the cause is still there"
     connection = psycopg2.connect(servers.database_url)

@@ -77,12 +77,12 @@ async def test_a_run_is_erased_everywhere_and_others_stay(
     stays = traces(client, STAYS)
     assert (rows(servers, GONE), rows(servers, STAYS)) == (2, 2)
     connect = partial(database, servers.database_url)
-    assert erase(client, connect, GONE) == Erased(entries=4, rows=2, dead_letters=1)
+    assert erase([client], connect, GONE) == Erased(entries=4, rows=2, dead_letters=1)
     while persister.step():
         pass
     assert (traces(client, GONE), rows(servers, GONE)) == ([], 0)
     assert (traces(client, STAYS), rows(servers, STAYS)) == (stays, 3)
-    assert erase(client, connect, GONE) == Erased(0, 0, 0)
+    assert erase([client], connect, GONE) == Erased(0, 0, 0)
 
 
 def test_it_is_erased_from_every_shard_whatever_the_environment_says_of_them(
@@ -111,7 +111,7 @@ async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     other = persister_redis(servers.redis_url)
 
     def run() -> None:
-        erased.append(erase(other, partial(database, servers.database_url), GONE, waits.set))
+        erased.append(erase([other], partial(database, servers.database_url), GONE, waits.set))
 
     erasing = threading.Thread(target=run)
     erasing.start()
@@ -135,9 +135,9 @@ async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is
     client.xreadgroup(GROUP, "stuck", {KEYS.log: ">"})
     connect = partial(database, servers.database_url)
     with pytest.raises(StillHeld, match="run the same again"):
-        erase(client, connect, GONE, patience_s=0)
+        erase([client], connect, GONE, patience_s=0)
     assert rows(servers, GONE) == 1
-    assert erase(client, connect, GONE, held_s=0) == Erased(0, 1, 0)
+    assert erase([client], connect, GONE, held_s=0) == Erased(0, 1, 0)
 
 
 @pytest.mark.parametrize("name", ["p", "another"])
@@ -147,7 +147,7 @@ async def test_only_what_nobody_asked_to_be_gone_is_reported_as_lost(
     await publisher.append([event(GONE), event(STAYS), event(GONE), event(STAYS)])
     reply: Any = client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
     with pytest.raises(StillHeld):
-        erase(client, partial(database, servers.database_url), GONE, patience_s=0)
+        erase([client], partial(database, servers.database_url), GONE, patience_s=0)
     client.xdel(KEYS.log, reply[0][1][3][0])
     persister = Loop(client, store, 0, Settings(persister_name=name, persister_claim_s=0.001))
     while persister.step():
@@ -163,7 +163,7 @@ async def test_a_persister_that_died_does_not_bring_it_back(
     await publisher.append([event(GONE), event(STAYS)])
     client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
     connect = partial(database, servers.database_url)
-    assert erase(client, connect, GONE, held_s=0) == Erased(1, 0, 0)
+    assert erase([client], connect, GONE, held_s=0) == Erased(1, 0, 0)
     while persister.step():
         pass
     assert (traces(client, GONE), rows(servers, GONE), rows(servers, STAYS)) == ([], 0, 1)

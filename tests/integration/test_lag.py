@@ -77,7 +77,7 @@ async def test_what_is_trimmed_makes_nobody_look_behind(store: redis.Redis, link
 
 async def test_how_the_log_is_kept_is_what_the_server_says(store: redis.Redis, link: SharedLink) -> None:
     settings: Any = store.config_get("append*")
-    kept = await durability.in_force(link, "1,0")
+    kept = await durability.in_force([link], "1,0")
     assert kept["appendonly"] == settings["appendonly"]
     assert kept["appendfsync"] == (settings["appendfsync"] if settings["appendonly"] == "yes" else "no file")
     assert kept["waitaof"] == "1,0"
@@ -91,7 +91,7 @@ async def test_where_we_may_not_ask_for_settings_the_rest_is_still_told(
     store.execute_command("ACL", "SETUSER", "few", "reset", "on", ">few", "+info", "+ping")  # type: ignore[no-untyped-call]
     few = shared_link(f"redis://few:few@{options['host']}:{options['port']}/0")
     try:
-        kept = await durability.in_force(few, None)
+        kept = await durability.in_force([few], None)
     finally:
         await few.close()
         store.execute_command("ACL", "DELUSER", "few")  # type: ignore[no-untyped-call]

@@ -192,7 +192,7 @@ class Logs(RuleBasedStateMachine):
             return self._highest()
 
         return Publisher(
-            lambda: connect.append_link(self.valkey.url),
+            lambda _: connect.append_link(self.valkey.url),
             floor,
             shards=1,
             deadline_s=2.8,
@@ -426,7 +426,7 @@ class Logs(RuleBasedStateMachine):
         return position == START or in_archive or position in self._log(KEYS.run(run_id))
 
     async def _replayed(self, run_id: str, position: int) -> list[int] | None:
-        replay, got = Replay(self.link, self.archive, 1, page=3), list[int]()
+        replay, got = Replay([self.link], self.archive, page=3), list[int]()
         while page := await replay.after(run_id, got[-1] if got else position):
             assert all(self._is_right(record.id, json.loads(record.payload)) for record in page.records)
             got += [record.id for record in page.records]
@@ -435,7 +435,7 @@ class Logs(RuleBasedStateMachine):
         return None
 
     async def _snapshot(self, run_id: str) -> tuple[int, list[int]]:
-        snapshot = await Replay(self.link, self.archive, 1, page=3).snapshot(run_id)
+        snapshot = await Replay([self.link], self.archive, page=3).snapshot(run_id)
         lists = json.loads(b"{%b}" % b"".join([piece async for piece in snapshot.lists]))
         seen = lists["paper_generation_progress"]
         assert all(self._is_right(event["id"], event) for event in seen)

@@ -57,7 +57,7 @@ async def status(ownership: Ownership, caller: Caller, conversation: int, run: s
 
 
 async def test_our_own_tables_say_who_owns_a_run(database: Database, link: SharedLink) -> None:
-    ownership = Ownership(database, link, Settings())
+    ownership = Ownership(database, [link], Settings())
     await ownership.claim("a", 1, 7)
     assert await status(ownership, MINE, 1, "a") == "pending"
     assert [run.run_id for run in await ownership.runs(MINE, 1)] == ["a"]
@@ -77,14 +77,14 @@ async def test_our_own_tables_say_who_owns_a_run(database: Database, link: Share
 async def test_a_conversation_that_changes_hands_is_its_new_owner_s(
     database: Database, link: SharedLink, servers: Servers
 ) -> None:
-    ownership = Ownership(database, link, Settings(access_cache_s=0))
+    ownership = Ownership(database, [link], Settings(access_cache_s=0))
     await ownership.claim("a", 1, 7)
     await ownership.check(MINE, 1, "a")
     await database.run(lambda connection: connection.cursor().execute("UPDATE conversations SET user_id = 8"))
     assert await status(ownership, OTHER, 1, "a") == "pending"
     with pytest.raises(Forbidden):
         await ownership.check(MINE, 1, "a")
-    blind = Ownership(nowhere(), link, Settings())
+    blind = Ownership(nowhere(), [link], Settings())
     with pytest.raises(DatabaseUnavailable):
         await blind.check(MINE, 1, "a")
     assert await blind.check(OTHER, 1, "a") is None
@@ -93,8 +93,8 @@ async def test_a_conversation_that_changes_hands_is_its_new_owner_s(
 async def test_what_is_known_of_an_owner_lets_back_in_without_the_database(
     database: Database, link: SharedLink
 ) -> None:
-    await Ownership(database, link, Settings()).claim("a", 1, 7)
-    blind = Ownership(nowhere(), link, Settings())
+    await Ownership(database, [link], Settings()).claim("a", 1, 7)
+    blind = Ownership(nowhere(), [link], Settings())
     assert await blind.check(MINE, 1, "a") is None
     for caller, run in ((OTHER, "a"), (MINE, "b")):
         with pytest.raises(DatabaseUnavailable):
@@ -103,7 +103,7 @@ async def test_what_is_known_of_an_owner_lets_back_in_without_the_database(
 
 @pytest.mark.usefixtures("application")
 async def test_an_application_s_tables_say_it_instead(database: Database, link: SharedLink) -> None:
-    ownership = Ownership(database, link, Settings.model_validate(MAPPED))
+    ownership = Ownership(database, [link], Settings.model_validate(MAPPED))
     assert await status(ownership, MINE, 1, "a") == "running"
     assert await status(ownership, OTHER, 2, "b") == "failed"
     assert {run.run_id for run in await ownership.runs(MINE, 1)} == {"a", "c"}
@@ -116,16 +116,16 @@ async def test_an_application_s_tables_say_it_instead(database: Database, link: 
     ):
         with pytest.raises(error):
             await ownership.check(caller, conversation, run)
-    blind = Ownership(nowhere(), link, Settings.model_validate(MAPPED))
+    blind = Ownership(nowhere(), [link], Settings.model_validate(MAPPED))
     assert await blind.check(MINE, 1, "a") is None
 
 
 @pytest.mark.usefixtures("application")
 async def test_there_making_a_run_known_gives_nobody_a_right(database: Database, link: SharedLink) -> None:
-    await Ownership(database, link, Settings.model_validate(MAPPED)).claim("a", 1, 8)
+    await Ownership(database, [link], Settings.model_validate(MAPPED)).claim("a", 1, 8)
     for using in (database, nowhere()):
         with pytest.raises((Forbidden, DatabaseUnavailable)):
-            await Ownership(using, link, Settings.model_validate(MAPPED)).check(OTHER, 1, "a")
+            await Ownership(using, [link], Settings.model_validate(MAPPED)).check(OTHER, 1, "a")
 
 
 @pytest.mark.parametrize("broken", ["SELECT nothing", "SELEC", "SELECT owner FROM chats"])
@@ -133,7 +133,7 @@ async def test_there_making_a_run_known_gives_nobody_a_right(database: Database,
 async def test_statements_that_do_not_fit_are_the_operator_s_to_mend(
     database: Database, link: SharedLink, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ownership = Ownership(database, link, Settings.model_validate({**MAPPED, "conversation_sql": broken}))
+    ownership = Ownership(database, [link], Settings.model_validate({**MAPPED, "conversation_sql": broken}))
     with pytest.raises(Misconfigured) as refused:
         await ownership.check(MINE, 1, "a")
     assert "RELAY_CONVERSATION_SQL" in caplog.text
@@ -146,13 +146,13 @@ async def test_tables_that_may_not_be_read_are_the_operator_s_to_mend(
     restricted = Database(servers.database_url, 1)
     await restricted.run(lambda connection: connection.cursor().execute("SET ROLE pg_monitor"))
     with pytest.raises(Misconfigured, match="may not read"):
-        await Ownership(restricted, link, Settings()).check(MINE, 1, "a")
+        await Ownership(restricted, [link], Settings()).check(MINE, 1, "a")
     restricted.close()
     assert "42501" in caplog.text
 
 
 async def test_a_token_that_names_runs_is_asked_nothing_else(database: Database, link: SharedLink) -> None:
-    ownership = Ownership(database, link, Settings())
+    ownership = Ownership(database, [link], Settings())
     await ownership.claim("known", 1, 8)
     named = MINE._replace(runs=("known", "unknown"))
     assert await status(ownership, named, 5, "known") == "pending"
@@ -161,7 +161,7 @@ async def test_a_token_that_names_runs_is_asked_nothing_else(database: Database,
     assert await ownership.runs(MINE._replace(runs=()), 1) == []
     with pytest.raises(NotFound):
         await ownership.check(MINE._replace(runs=("other",)), 1, "known")
-    blind = Ownership(nowhere(), link, Settings())
+    blind = Ownership(nowhere(), [link], Settings())
     assert await blind.check(named, 1, "known") is None
     with pytest.raises(NotFound):
         await blind.check(named, 1, "other")

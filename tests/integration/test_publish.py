@@ -122,7 +122,11 @@ async def test_a_log_is_not_made_while_nobody_knows_which_ids_are_taken(servers:
         raise DatabaseUnavailable
 
     lonely = Publisher(
-        lambda: connect.append_link(servers.redis_url), nobody_knows, shards=1, deadline_s=2, remember_ms=1000
+        lambda _: connect.append_link(servers.redis_url),
+        nobody_knows,
+        shards=1,
+        deadline_s=2,
+        remember_ms=1000,
     )
     with pytest.raises(NotStored):
         await lonely.append([event()])
@@ -133,7 +137,7 @@ async def test_runs_spread_over_shards_and_a_batch_keeps_its_order(
     servers: Servers, database: Database
 ) -> None:
     sharded = Publisher(
-        lambda: connect.append_link(servers.redis_url),
+        lambda _: connect.append_link(servers.redis_url),
         History(database).highest,
         shards=4,
         deadline_s=2.8,
@@ -171,7 +175,9 @@ async def breakable(tmp_path: Path) -> AsyncIterator[Breakable]:
         return 0
 
     with running(part) as process:
-        made = Publisher(lambda: connect.append_link(url), floor, shards=1, deadline_s=0.5, remember_ms=1000)
+        made = Publisher(
+            lambda _: connect.append_link(url), floor, shards=1, deadline_s=0.5, remember_ms=1000
+        )
         client = redis.Redis.from_url(url, protocol=2)
         yield Breakable(process.pid, client, made)
         await made.close()
@@ -254,7 +260,7 @@ async def test_a_library_that_is_gone_is_loaded_again(breakable: Breakable) -> N
 def waiting(servers: Servers, database: Database, asked: str) -> Publisher:
     """A publisher that wants events in so many files."""
     return Publisher(
-        lambda: connect.append_link(servers.redis_url, asked),
+        lambda _: connect.append_link(servers.redis_url, asked),
         History(database).highest,
         shards=1,
         deadline_s=2.8,

@@ -43,7 +43,7 @@ END = NewEvent(
 @pytest.fixture
 async def replay(servers: Servers, database: Database) -> AsyncIterator[Replay]:
     client = connect.shared_link(servers.redis_url)
-    yield Replay(client, History(database), 1, AT_ONCE)
+    yield Replay([client], History(database), AT_ONCE)
     await client.close()
 
 
@@ -192,7 +192,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
     ids = await publisher.append([event() for _ in range(3)])
     client = connect.shared_link(servers.redis_url)
     away = Database("postgresql://127.0.0.1:1/none", 1)
-    replay = Replay(client, History(away), 1, AT_ONCE)
+    replay = Replay([client], History(away), AT_ONCE)
     assert await everything_after(replay, ids[0]) == ids[1:]
     with pytest.raises(DatabaseUnavailable):
         await replay.after(RUN, ids[0] - 1)
@@ -203,7 +203,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
 async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
     client = connect.shared_link("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable):
-        await Replay(client, History(database), 1, AT_ONCE).after(RUN, 5)
+        await Replay([client], History(database), AT_ONCE).after(RUN, 5)
     await client.close()
 
 

@@ -41,7 +41,7 @@ def client(servers: Servers) -> Iterator[redis.Redis]:
 async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tailed]:
     monkeypatch.setattr(tail, "BLOCK_MS", 100)
     hub, wire = Hub(), Wire()
-    tailer = Tailer(lambda: connect.tail_link(servers.redis_url), hub, 0)
+    tailer = Tailer(lambda _: connect.tail_link(servers.redis_url), hub, 0)
     running = asyncio.create_task(tailer.run())
     viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
     hub.register(viewer, "run-1")
@@ -118,7 +118,7 @@ async def test_a_shard_that_nobody_watches_is_left_alone(tailed: Tailed, client:
 
 
 async def test_a_viewer_is_told_when_there_is_no_log_to_follow() -> None:
-    tailer = Tailer(lambda: connect.tail_link("redis://127.0.0.1:1/0"), Hub(), 0)
+    tailer = Tailer(lambda _: connect.tail_link("redis://127.0.0.1:1/0"), Hub(), 0)
     with pytest.raises(Unavailable):
         await tailer.ready(0.01)
 

@@ -34,6 +34,7 @@ LAYERS = [
         "relay.hub",
         "relay.connect",
         "relay.link",
+        "relay.where",
         "relay.stream.calls",
         "relay.settings",
         "relay.startup",
@@ -57,6 +58,7 @@ TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
 SHARED = {
     "relay.connect",
     "relay.link",
+    "relay.where",
     "relay.settings",
     "relay.startup",
     "relay.listener",

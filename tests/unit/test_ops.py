@@ -49,7 +49,7 @@ def test_a_stuck_worker_shows_its_figures_and_for_how_long_it_was_asked(
     monkeypatch.setattr("relay.http.figures.READ_S", 0.05)
     asked = time.monotonic()
     link: object = None
-    figures = Figures(stuck, HEALTH, link, [], Seats(Settings()))  # type: ignore[arg-type]
+    figures = Figures(stuck, HEALTH, [link], [], Seats(Settings()))  # type: ignore[list-item]
     families = {family.name: family for family in figures.collect()}
     assert {"relay_events", "relay_viewers"} <= families.keys()
     assert "relay_dependency_up" not in families
