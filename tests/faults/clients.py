@@ -253,6 +253,8 @@ class Watcher:
         """One connection, to its end. True: the server ended it in an orderly way."""
         async with asyncio.timeout(self.silence_s):
             reader, self._writer = await self._open()
+            if self._left:  # while it connected
+                return False
             self._writer.write(self._request())
             self._status, _ = await read_head(reader)
         if self._status != 200:
