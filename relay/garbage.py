@@ -3,9 +3,9 @@
 import gc
 
 THRESHOLDS = (50_000, 20, 5)
-"""Objects made before a look at the young ones, and how many of those looks before one at the older. A connection
-leaves a cycle of some 1.5 kB when it ends, and mostly ends old: with more looks before one at all, a worker whose
-viewers come and go grows by 80 MB first."""
+"""Objects made before a look at the young ones, and how many of those looks before one at the older. A
+connection that ends leaves a cycle of some 1.5 kB, and mostly an old one: with more looks before the last,
+a worker whose viewers come and go grows by 80 MB first."""
 
 
 def look_rarely() -> None:
