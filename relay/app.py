@@ -7,8 +7,9 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis.exceptions
 from fastapi import FastAPI
@@ -145,15 +146,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
                 yield {STATE: started.guard}
             services.clear()
 
-    app = FastAPI(
-        title="rp-relay",
-        version=__version__,
-        lifespan=lifespan,
-        redirect_slashes=False,
-        openapi_url="/openapi.json" if settings.api_docs else None,
-        redoc_url=None,
-        generate_unique_id_function=document.operation_id,
-    )
+    app = _framework(settings, lifespan)
     tokens, viewers = Tokens(settings), Viewers(settings)
     sources = [source for source in (tokens.source, viewers.source) if source]
     access = Access(settings, viewers, lambda: now().tickets, lambda: now().ownership)
@@ -163,14 +156,8 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, writers, hooks, lambda: now().ownership))
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
-    probes: dict[str, ops.Probe] = {
-        "redis": lambda: _redis(now()),
-        "tailers": lambda: _tailers(now()),
-        "postgres": lambda: _postgres(now()),
-    }
-    health = ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof))
+    health = _health(settings, now)
     app.include_router(ops.router(health))
-
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(live_routes.router(live, conversation, access))
     problems.install(app)
@@ -186,6 +173,27 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         live={"/events": crossing(live)},
         plain={history_routes.PAPER: crossing(paper)},
     )
+
+
+def _framework(settings: Settings, lifespan: Any) -> FastAPI:
+    return FastAPI(
+        title="rp-relay",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.api_docs else None,
+        redoc_url=None,
+        generate_unique_id_function=document.operation_id,
+    )
+
+
+def _health(settings: Settings, now: Callable[[], Services]) -> ops.Health:
+    probes: dict[str, ops.Probe] = {
+        "redis": lambda: _redis(now()),
+        "tailers": lambda: _tailers(now()),
+        "postgres": lambda: _postgres(now()),
+    }
+    return ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof))
 
 
 async def _redis(services: Services) -> str | None:
