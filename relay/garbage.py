@@ -2,10 +2,8 @@
 
 import gc
 
-THRESHOLDS = (50_000, 20, 5)
-"""Objects made before a look at the young ones, and how many of those looks before one at the older. A
-connection that ends leaves a cycle of some 1.5 kB, and mostly an old one: with more looks before the last,
-a worker whose viewers come and go grows by 80 MB first."""
+THRESHOLDS = (50_000, 20, 20)
+"""Objects made before a look at the young ones, and how many of those looks before one at the older."""
 
 
 def look_rarely() -> None:

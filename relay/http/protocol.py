@@ -9,6 +9,8 @@ endless response for ever.
 import asyncio
 from typing import Any, Protocol
 
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 from relay.http.guard import GuardedProtocol
 
 EXTENSION = "relay.connection"
@@ -41,9 +43,10 @@ class StreamingProtocol(GuardedProtocol):
     def carry(self, stream: Stream) -> None:
         """The answer to the request under way is a stream."""
         self.stream = stream
-        if not self.pipeline:  # or these would be another request's
+        cycle: RequestResponseCycle | None = self.cycle  # none where the connection is lost already
+        if cycle is not None and not self.pipeline:  # or these would be another request's
             # It has no body to wait for, and what was asked is known.
-            self.cycle.message_event = _NOBODY_WAITS
+            cycle.message_event = _NOBODY_WAITS
             self.headers.clear()
 
     def begin(self, scope: dict[str, Any]) -> None:
@@ -54,6 +57,9 @@ class StreamingProtocol(GuardedProtocol):
         super().connection_lost(exc)
         if self.stream is not None:
             self.stream.lost()
+        # They know this connection, which would then wait for the collector of cycles: a worker whose viewers
+        # come and go had four dead ones for each that lived.
+        self.cycle = self.scope = self._answering = None  # type: ignore[assignment]
 
     def stalled(self) -> None:
         if self.stream is None:  # a viewer's task sees to it by itself
