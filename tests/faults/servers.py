@@ -18,7 +18,7 @@ from relay import embedded
 from relay.processes import Part, start
 from relay.startup import EVERY_CHECK
 from tests.acceptance.running import environment_with
-from tests.waiting import until
+from tests.waiting import T, until
 
 INSECURE = {"RELAY_ALLOW_INSECURE": ",".join(EVERY_CHECK)}
 """The stores here are embedded ones. (A soak is no session of pytest, which would say so for all.)"""
@@ -205,14 +205,13 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-async def until_in_thread(predicate: Callable[[], bool], what: str, timeout_s: float) -> None:
-    """Waits for something that asks servers, without stopping the event loop meanwhile."""
+async def until_in_thread(predicate: Callable[[], T], what: str, timeout_s: float) -> T:
+    """The same for a predicate that asks servers, without stopping the event loop meanwhile."""
 
-    def asked() -> Awaitable[bool]:
+    def asked() -> Awaitable[T]:
         return asyncio.to_thread(predicate)
 
-    answer: bool = await until(asked, what, timeout_s)
-    assert answer
+    return await until(asked, what, timeout_s)
 
 
 def free_port() -> int:

@@ -223,12 +223,11 @@ async def test_row_25_postgresql_is_frozen(world: World, row: Row) -> None:
     row(verdict)
 
 
-def backend_of(world: World, persister: Persister) -> int:
-    """The process that serves a persister in PostgreSQL."""
+def backend_of(world: World, persister: Persister) -> int | None:
+    """The process that serves a persister in PostgreSQL, once it is connected."""
     ports = {made.laddr.port for made in psutil.Process(persister.pid).net_connections("tcp")}
     listed = world.query("SELECT pid, client_port FROM pg_stat_activity WHERE client_port IS NOT NULL")
-    (pid,) = (pid for pid, port in listed if port in ports)
-    return int(pid)
+    return next((int(pid) for pid, port in listed if port in ports), None)
 
 
 async def test_row_25b_one_persisters_connection_is_frozen(world: World, row: Row) -> None:
@@ -239,7 +238,8 @@ async def test_row_25b_one_persisters_connection_is_frozen(world: World, row: Ro
     stuck = await world.add_persister(RELAY_PERSISTER_STUCK_S="4")
     await world.load()
     async with world.fault():
-        backend = await asyncio.to_thread(backend_of, world, stuck)
+        backend = await until_in_thread(lambda: backend_of(world, stuck), "the persister's backend", 20)
+        assert backend
         os.kill(backend, signal.SIGSTOP)
         assert await stuck.ended(30) == 1
         await world.add_persister()
