@@ -5,6 +5,7 @@ from typing import Any
 
 import redis
 
+from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 INTERVAL = timedelta(seconds=5)
@@ -18,17 +19,18 @@ def limit(oldest_pending: StreamId | None, last_delivered: StreamId, retained_fr
 
 
 def trim(client: redis.Redis, shard: int, retention: timedelta) -> int:
-    """Removes archived entries that are older than `retention`; answers how many. The window is by the
-    server's clock, which also gave the entries their ids."""
+    """Removes archived entries that are older than `retention`; answers how many: none where no persister has
+    come to the log yet. The window is by the server's clock, which also gave the entries their ids."""
     log = ShardKeys(shard).log
     # In this order: what is delivered in between is then above the limit, not pending unseen below it.
-    groups: Any = client.xinfo_groups(log)
-    delivered = next(group["last-delivered-id"] for group in groups if group["name"] == GROUP.encode())
+    delivered = last_delivered(client, log)
+    if delivered is None:
+        return 0
     pending: Any = client.xpending(log, GROUP)
     now: Any = client.time()
     stays = limit(
         StreamId.parse(pending["min"]) if pending["min"] else None,
-        StreamId.parse(delivered),
+        delivered,
         StreamId(int((now[0] - retention.total_seconds()) * 1000), 0),
     )
     removed: Any = client.xtrim(log, minid=str(stays), approximate=True)

@@ -15,7 +15,8 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
-from relay.stream.keys import GROUP, ShardKeys
+from relay.stream.group import last_delivered
+from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -104,7 +105,7 @@ def _wait_for_persisters(
     client: redis.Redis, log: str, waiting: Callable[[], None], held_s: float, patience_s: float
 ) -> None:
     """Until nothing that was delivered up to now is in a persister's hands. Raises StillHeld."""
-    last = _last_delivered(client, log)
+    last = last_delivered(client, log)
     deadline = time.monotonic() + patience_s
     told = False
     while last and _held(client, log, last, held_s):
@@ -116,18 +117,9 @@ def _wait_for_persisters(
         time.sleep(POLL_S)
 
 
-def _last_delivered(client: redis.Redis, log: str) -> str | None:
-    try:
-        groups: Any = client.xinfo_groups(log)
-    except redis.exceptions.ResponseError:  # there is no log
-        return None
-    ids = [group["last-delivered-id"].decode() for group in groups if group["name"] == GROUP.encode()]
-    return ids[0] if ids else None
-
-
-def _held(client: redis.Redis, log: str, last: str, held_s: float) -> bool:
+def _held(client: redis.Redis, log: str, last: StreamId, held_s: float) -> bool:
     """Whether one of the entries up to `last` is with a persister that may still be at work on it."""
-    pending: Any = client.xpending_range(log, GROUP, "-", last, 100_000)
+    pending: Any = client.xpending_range(log, GROUP, "-", str(last), 100_000)
     return any(entry["time_since_delivered"] < held_s * 1000 for entry in pending)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 import redis
+import redis.exceptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.events.kinds import RunFinished
 from relay.stream.entry import Entry, NewEvent
+from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -353,6 +355,23 @@ async def test_only_what_is_archived_and_old_is_trimmed(
     drain(persister("slow"))
     assert trim(client, 0, timedelta(hours=1)) == 0, "they are in the retention window"
     assert trim(client, 0, timedelta(seconds=-1)) > 0
+
+
+def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis.Redis) -> None:
+    def looked_at() -> tuple[int, StreamId | None]:
+        return trim(client, 0, timedelta(seconds=-1)), last_delivered(client, KEYS.log)
+
+    assert looked_at() == (0, None), "there is no log"
+    entries = [client.xadd(KEYS.log, {"r": "run-1"}) for _ in range(200)]
+    assert looked_at() == (0, None), "nobody reads it"
+    client.xgroup_create(KEYS.log, "somebody-else", "$")
+    assert looked_at() == (0, None), "another reads it"
+    client.xgroup_create(KEYS.log, GROUP, entries[-1])
+    trimmed, last = looked_at()
+    assert (trimmed > 0, str(last)) == (True, entries[-1].decode())
+    client.set("text", "x")
+    with pytest.raises(redis.exceptions.ResponseError):
+        last_delivered(client, "text")
 
 
 TEXTS = st.text(
