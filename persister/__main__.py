@@ -5,12 +5,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 import click
 import redis
-import redis.exceptions
 from pydantic import ValidationError
 
 from persister import health
@@ -25,7 +25,7 @@ from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.listener import listening
 from relay.settings import explain
-from relay.startup import guard
+from relay.startup import guard, redis_by_hand
 
 log = logging.getLogger("persister")
 
@@ -100,16 +100,18 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    for letter in DeadLetters(_clients(_settings())):
-        run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
-        click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
+    with _sentences():
+        for letter in DeadLetters(_clients(_settings())):
+            run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
+            click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
 
 
 @dead_letters.command()
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    letter = DeadLetters(_clients(_settings())).get(key)
+    with _sentences():
+        letter = DeadLetters(_clients(_settings())).get(key)
     if letter is None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
@@ -129,14 +131,12 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     letters = DeadLetters(_clients(settings))
     store = _store(settings)
     failed = False
-    for letter in letters:
-        if everything or letter.key in keys:
-            try:
+    with _sentences():
+        for letter in letters:
+            if everything or letter.key in keys:
                 reason = letters.requeue(letter, store)
-            except RelayError as error:
-                raise click.ClickException(str(error)) from error
-            failed = failed or reason is not None
-            click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
+                failed = failed or reason is not None
+                click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
     if failed:
         raise SystemExit(1)
 
@@ -152,15 +152,21 @@ def prune(age: str, batch: int) -> None:
         raise click.UsageError(f"--older-than: {error}") from error
     settings = _settings()
     url = settings.database_url.get_secret_value()
-    try:
+    with _sentences():
         for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
             click.echo(f"{table}\t{rows}")
         letters = prune_dead_letters(_clients(settings), oldest)
-    except redis.exceptions.RedisError as error:
-        raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
+    click.echo(f"dead letters\t{letters}")
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Ends the command with a sentence where a store fails."""
+    try:
+        with redis_by_hand():
+            yield
     except RelayError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"dead letters\t{letters}")
 
 
 def _settings(name: str | None = None) -> Settings:

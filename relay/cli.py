@@ -17,7 +17,6 @@ from types import FrameType
 
 import click
 import httpx
-import redis.exceptions
 from pydantic import SecretStr, ValidationError
 
 from relay import demo as demonstration
@@ -29,7 +28,7 @@ from relay.connect import database, persister_clients
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
-from relay.startup import EVERY_CHECK, guard
+from relay.startup import EVERY_CHECK, guard, redis_by_hand
 from relay.stream.keys import RUN_ID
 from relay.watch import watch
 
@@ -77,11 +76,12 @@ def migrate_() -> None:
     migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
         try:
-            migrate.load_functions(settings.redis_url.get_secret_value())
-        except redis.exceptions.RedisError as error:
+            with redis_by_hand():
+                migrate.load_functions(settings.redis_url.get_secret_value())
+        except RelayError as error:
             raise click.ClickException(
-                "The schema is up to date, but the functions could not be loaded into Redis "
-                f"({type(error).__name__}); try again when it answers, as a user who may load functions."
+                "The schema is up to date, but the functions could not be loaded into Redis: that takes a user "
+                f"who may. {error}"
             ) from error
 
 
@@ -196,13 +196,11 @@ def erase_(run_id: str, held: float) -> None:
         click.echo("Persisters finish what they were given ...", err=True)
 
     try:
-        with ExitStack() as stack:
+        with redis_by_hand(), ExitStack() as stack:
             clients = persister_clients(settings.redis_url.get_secret_value())
             for client in clients:
                 stack.callback(client.close)
             erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)
-    except redis.exceptions.RedisError as error:
-        raise click.ClickException(f"Redis: {type(error).__name__}; run the same again.") from error
     except RelayError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"Erased: {erased.entries} entries, {erased.rows} rows, {erased.dead_letters} dead letters.")

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -22,7 +22,7 @@ from psycopg2.extensions import make_dsn
 from pydantic import AliasChoices, SecretStr
 
 from relay.connect import database, persister_clients
-from relay.errors import DatabaseUnavailable, Insecure, Misconfigured
+from relay.errors import DatabaseUnavailable, Insecure, Misconfigured, Unavailable
 from relay.settings import Check, StoreSettings
 
 log = logging.getLogger(__name__)
@@ -219,6 +219,17 @@ def _asks_who_we_are(url: str) -> bool:
     except DatabaseUnavailable as error:
         return "require" not in str(error.__cause__)
     return True
+
+
+@contextmanager
+def redis_by_hand() -> Iterator[None]:
+    """For a command that somebody typed: what Redis, or the way to it, has against it, as a RelayError that
+    says what to do."""
+    try:
+        yield
+    except redis.exceptions.RedisError as error:
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
+        raise Unavailable(f"Redis: {type(error).__name__}; run the same again.") from error
 
 
 def _certificate(store: str, variable: str, option: str, error: BaseException | None) -> None:

@@ -1,5 +1,6 @@
 """Both servers that the relay supports, and the parts of the product on top of them."""
 
+import asyncio
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from relay.history import History
 from relay.processes import Part, running
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
+from tests.faults.failover import Cluster, ask
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +50,32 @@ def store(request: pytest.FixtureRequest, session_servers: Servers) -> Iterator[
     client.function_flush()
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def session_cluster(directory: Path) -> Iterator[Cluster]:
+    place = directory / "cluster"
+    place.mkdir()
+    made = Cluster(place, replicas=False)
+
+    async def clear() -> None:
+        for node in made.nodes:
+            await node.clear()
+
+    try:
+        asyncio.run(made.start())
+        yield made
+    finally:
+        asyncio.run(clear())
+
+
+@pytest.fixture
+def cluster(session_cluster: Cluster) -> Cluster:
+    """Three primaries, empty, also of functions."""
+    for node in session_cluster.nodes:
+        ask(node, "FLUSHALL")
+        ask(node, "FUNCTION", "FLUSH")
+    return session_cluster
 
 
 @pytest.fixture

@@ -39,11 +39,9 @@ async def written(link: Link, key: str) -> bool:
     return True
 
 
-async def test_a_shard_of_a_cluster_is_followed_to_another_node(place: Path, ends: AsyncExitStack) -> None:
-    cluster = Cluster(place, primaries=2, replicas=False)
-    for node in cluster.nodes:
-        ends.push_async_callback(node.clear)
-    await cluster.start()
+async def test_a_shard_of_a_cluster_is_followed_to_another_node(
+    cluster: Cluster, ends: AsyncExitStack
+) -> None:
     shared = shared_links(cluster.url, SHARDS)
     clients = persister_clients(cluster.url, SHARDS)
     assert len(set(shared)) == len(set(clients)) == SHARDS
