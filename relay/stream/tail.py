@@ -129,11 +129,12 @@ class Tailer:
             return
         try:
             self._listen(reply)
-            if reply:
-                entries = reply[0][1]
+            # Redis 7.0 also answers where what came is gone again: with the log, and nothing in it.
+            entries = reply[0][1] if reply else ()
+            if entries:
                 self._dispatch(entries)
                 position = self.position = entries[-1][0]
-            if reply and self._hub.watched.is_set():
+            if entries and self._hub.watched.is_set():
                 self._read(position, quiet)
             else:
                 quiet.set_result(position)

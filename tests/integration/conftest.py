@@ -42,10 +42,17 @@ def answers(url: str) -> bool:
 
 
 @pytest.fixture(params=["valkey", "redis-7"])
-def store(request: pytest.FixtureRequest, session_servers: Servers) -> Iterator[redis.Redis]:
+def store_url(request: pytest.FixtureRequest, session_servers: Servers) -> str:
+    url: str = (
+        request.getfixturevalue("redis_7_url") if request.param == "redis-7" else session_servers.redis_url
+    )
+    return url
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[redis.Redis]:
     """A client of each server, empty, also of functions."""
-    url = request.getfixturevalue("redis_7_url") if request.param == "redis-7" else session_servers.redis_url
-    client = redis.Redis.from_url(url, protocol=2)
+    client = redis.Redis.from_url(store_url, protocol=2)
     client.flushall()
     client.function_flush()
     yield client

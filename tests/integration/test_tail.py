@@ -1,6 +1,7 @@
 """The tailer on a real server: from the log to the hub, through every kind of trouble."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
@@ -37,11 +38,10 @@ def client(servers: Servers) -> Iterator[redis.Redis]:
     opened.close()
 
 
-@pytest.fixture
-async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tailed]:
-    monkeypatch.setattr(tail, "BLOCK_MS", 100)
+@contextlib.asynccontextmanager
+async def tailing(url: str) -> AsyncIterator[Tailed]:
     hub, wire = Hub(), Wire()
-    tailer = Tailer(lambda _: connect.tail_link(servers.redis_url), hub, 0)
+    tailer = Tailer(lambda shard: connect.tail_link(url, shard), hub, 0)
     running = asyncio.create_task(tailer.run())
     viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
     hub.register(viewer, "run-1")
@@ -51,6 +51,13 @@ async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     yield Tailed(tailer, hub, viewer, wire)
     running.cancel()
     await asyncio.wait([running])
+
+
+@pytest.fixture
+async def tailed(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Tailed]:
+    monkeypatch.setattr(tail, "BLOCK_MS", 100)
+    async with tailing(servers.redis_url) as made:
+        yield made
 
 
 def seen(wire: Wire) -> list[int]:
@@ -83,6 +90,23 @@ async def test_entries_that_are_no_events_are_passed_over(
     client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
     await publisher.append([event()])
     await until(lambda: len(seen(tailed.wire)) == 2, "the events around them")
+
+
+async def test_what_comes_and_is_gone_at_once_is_no_news(
+    store: redis.Redis, store_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with tailing(store_url) as tailed:
+        await until(lambda: any("b" in its["flags"] for its in store.client_list()), "a reader that waits")
+        log = ShardKeys(0).log
+        with store.pipeline() as both:
+            both.xadd(log, {"some": "run-1"}, id="1-1")
+            both.xdel(log, "1-1")
+            both.execute()
+        store.xadd(
+            log, {"r": "run-1", "k": "paper_generation_progress", "e": event().text}, id="2000000000000-0"
+        )
+        await until(lambda: len(seen(tailed.wire)) == 1, "the event")
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 async def test_a_cut_connection_sends_everybody_to_the_logs(
