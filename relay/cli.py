@@ -80,8 +80,8 @@ def migrate_() -> None:
                 migrate.load_functions(settings.redis_url.get_secret_value())
         except RelayError as error:
             raise click.ClickException(
-                "The schema is up to date, but the functions could not be loaded into Redis: that takes a user "
-                f"who may. {error}"
+                "The schema is up to date, but the functions could not be loaded into Redis. The user in "
+                f"REDIS_URL has to be allowed to. {error}"
             ) from error
 
 

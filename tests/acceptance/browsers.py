@@ -123,8 +123,8 @@ class Site(ThreadingHTTPServer):
 
     daemon_threads = False  # so that closing waits for the handlers, and no socket outlives the test
 
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, relay: Relay, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
         address = urlsplit(relay.url)
         self.relay = (address.hostname, address.port)
         self.token = mint_viewer_token(SECRET, USER, 3600)
@@ -134,7 +134,7 @@ class Site(ThreadingHTTPServer):
         self.view: dict[str, Any] = {"failure": None, "readyState": None, "shown": []}
 
     def page(self, reader: str, stream: str) -> str:
-        """The URL of a page that watches a stream with `EventSource` or `fetch`."""
+        """The URL of a page that watches a stream with one of its readers."""
         asked = {"reader": reader, "stream": stream}
         return f"http://127.0.0.1:{self.server_port}/?{urlencode(asked)}"
 
@@ -168,9 +168,9 @@ class Site(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def site_for(relay: Relay) -> Iterator[Site]:
+def site_for(relay: Relay, port: int = 0) -> Iterator[Site]:
     """Serves the page; browsers have to be ended before the context is."""
-    with Site(relay) as site:
+    with Site(relay, port) as site:
         thread = threading.Thread(target=site.serve_forever, args=(0.05,))
         thread.start()
         try:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from relay.embedded import free_port
 from tests.acceptance.browsers import PROGRAMS, Site, browser, site_for
 from tests.acceptance.running import Relay, Viewer, relay_up
 from tests.factories import new_run_id, progress
@@ -24,15 +25,21 @@ in_both_browsers = pytest.mark.parametrize("program", PROGRAMS)
 
 
 @pytest.fixture(scope="module")
-def relay(directory: Path) -> Iterator[Relay]:
+def port() -> int:
+    """Of the page's origin."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def relay(directory: Path, port: int) -> Iterator[Relay]:
     """One for these tests alone, since they kill its web process."""
-    with relay_up(directory / "browsers") as running:
+    with relay_up(directory / "browsers", RELAY_ALLOWED_ORIGINS=f"http://127.0.0.1:{port}") as running:
         yield running
 
 
 @pytest.fixture
-def site(relay: Relay) -> Iterator[Site]:
-    with site_for(relay) as serving:
+def site(relay: Relay, port: int) -> Iterator[Site]:
+    with site_for(relay, port) as serving:
         yield serving
 
 
@@ -86,6 +93,22 @@ def test_an_event_source_misses_and_repeats_nothing_when_the_web_process_is_repl
     assert site.view["initials"] == 1
     last_seen = before[-1].split()[0]
     assert [request.last_event_id for request in site.requests] == [None, last_seen]
+
+
+@in_both_browsers
+@pytest.mark.parametrize("reader", ["cookie", "ticket"])
+def test_a_page_of_another_origin_sees_events_by_its_cookie_or_a_ticket(
+    relay: Relay, site: Site, run_id: str, program: str, reader: str
+) -> None:
+    """Straight from the relay, whose address it knows. The cookie is for the host, on whichever port; under
+    another name it does not go along."""
+    host, token = ("127.0.0.1", "") if reader == "cookie" else ("localhost", site.token)
+    stream = f"{relay.url.replace('127.0.0.1', host)}{_stream(relay, run_id)}?resume=true"
+    with browser(program, f"{site.page(reader, stream)}#{token}"):
+        site.shown(2)
+        _post(relay, run_id, 1)
+        assert site.shown(3) == _archived(relay, run_id, 3)
+    assert site.requests == []
 
 
 @in_both_browsers

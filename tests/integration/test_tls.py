@@ -1,4 +1,4 @@
-"""By TLS to those who know where a primary is, and to the primary that they name: each of them is verified."""
+"""By TLS to those who know where a primary is, and to the one that they name: each of them is verified."""
 
 import random
 from collections.abc import AsyncIterator, Iterator
