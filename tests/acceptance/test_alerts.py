@@ -108,12 +108,17 @@ def test_every_alert_is_explained_in_the_manual_and_says_how_urgent_it_is() -> N
 
 def test_prometheus_scrapes_the_private_listeners_of_the_compose_file() -> None:
     assert SCRAPED["rule_files"] == ["alerts.yml"]
-    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in SCRAPED["scrape_configs"]}
-    listens = {"relay": "RELAY_OPS_LISTEN", "persister": "RELAY_PERSISTER_OPS_LISTEN"}
-    for name, variable in listens.items():
-        service = COMPOSE["services"][name]
-        port = int(service["environment"][variable].rpartition(":")[2])
-        workers = re.search(r"--workers (\d+)", service["command"])
-        count = int(workers[1]) if workers else 1
-        assert jobs[name] == [f"{name}:{port + number}" for number in range(count)]
-        assert not any(str(port) in published for published in service.get("ports", []))
+    relay, persister = SCRAPED["scrape_configs"]
+    services = COMPOSE["services"]
+    ports = {
+        name: int(services[name]["environment"][variable].rpartition(":")[2])
+        for name, variable in (("relay", "RELAY_OPS_LISTEN"), ("persister", "RELAY_PERSISTER_OPS_LISTEN"))
+    }
+    workers = re.search(r"--workers (\d+)", services["relay"]["command"])
+    assert workers
+    assert relay["static_configs"] == [
+        {"targets": [f"relay:{ports['relay'] + number}" for number in range(int(workers[1]))]}
+    ]
+    assert persister["dns_sd_configs"] == [{"names": ["persister"], "type": "A", "port": ports["persister"]}]
+    published = [each for name in ports for each in services[name].get("ports", [])]
+    assert not any(str(port) in each for port in ports.values() for each in published)

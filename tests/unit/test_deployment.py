@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,16 @@ def test_our_variables_are_read_and_the_needed_ones_set(name: str, model: type[S
     assert needed <= given
 
 
-def test_what_has_to_be_the_same_for_all_is_and_a_persister_keeps_its_name() -> None:
+def test_what_has_to_be_the_same_for_all_is() -> None:
     assert len({SERVICES[name]["environment"]["RELAY_SHARDS"] for name in OURS}) == 1
-    assert SERVICES["persister"]["hostname"] == "persister-1"
+
+
+def test_each_of_several_persisters_has_a_name_and_ports_of_its_own() -> None:
+    service = SERVICES["persister"]
+    assert not service.keys() & {"hostname", "container_name", "ports"}
+    assert service["command"] == "persister run"
+    assert "RELAY_PERSISTER_NAME" not in service["environment"]
+    assert PersisterSettings().persister_name == socket.gethostname()
 
 
 def test_no_secret_has_a_default() -> None:
