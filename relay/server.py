@@ -4,6 +4,7 @@ import socket
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from relay import logs
@@ -26,7 +27,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(listener: socket.socket, workers: int) -> None:
-    """Serves until SIGINT or SIGTERM: viewers are told to come back, requests under way are answered."""
+    """Serves until SIGINT or SIGTERM: viewers are told to come back, requests under way are answered.
+
+    Raises SystemExit where a worker can not start, since another one could not either.
+    """
     config = uvicorn.Config(
         "relay.server:worker" if workers > 1 else application,
         factory=True,
@@ -44,7 +48,10 @@ def serve(listener: socket.socket, workers: int) -> None:
         log_config=None,
     )
     if workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+            raise SystemExit(STARTUP_FAILURE)
     else:
         uvicorn.Server(config).run(sockets=[listener])
 

@@ -165,6 +165,17 @@ def test_a_wrong_trace_or_setting_is_a_sentence_not_a_traceback() -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_where_a_worker_can_not_start_the_service_ends_and_says_so(place: Path) -> None:
+    script = "from relay import server; server.serve(server.listen('127.0.0.1', 0), workers=2)"
+    tokens = place / "tokens.json"
+    tokens.write_text("no tokens")  # which `relay serve` itself would have found
+    env = environment_with(RELAY_WEBHOOK_TOKENS=str(tokens))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, "RELAY_WEBHOOK_TOKENS names can not be used" in done.stderr) == (3, True)
+
+
 def test_without_a_token_configured_webhooks_say_so(relay: Relay, place: Path) -> None:
     with listen("127.0.0.1", 0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
