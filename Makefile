@@ -58,7 +58,7 @@ $(VENV)/installed: requirements.txt pyproject.toml clients/python/pyproject.toml
 schemathesis: install
 	CASES=$(or $(CASES),1000) $(BIN)/pytest tests/acceptance/test_schemathesis.py --override-ini timeout=0 -q -s $(ARGS)
 
-# What some tests need beside Python: two browsers, a Redis 7 next to Valkey, nginx and pgbouncer.
+# What some tests need beside Python: two browsers, a Redis 7 next to Valkey, nginx, Caddy and pgbouncer.
 debian:
 	tests/debian-packages
 

@@ -1,4 +1,4 @@
-"""nginx with the configuration that we ship, in front of web workers, and curl as its client."""
+"""nginx and Caddy with the configurations that we ship, in front of web workers, and curl as their client."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tests.acceptance.conftest import answers
 from tests.acceptance.running import Relay, environment_with, viewer
 from tests.waiting import wait_until
 
-SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx" / "relay.conf"
+SHIPPED = Path(__file__).parents[2] / "deploy"
 
 ALONE = "proxy_ignore_headers X-Accel-Buffering;\n"
 """The file alone has to turn buffering off, without the relay's own header."""
@@ -32,17 +32,22 @@ def worker(relay: Relay, port: int, place: Path) -> Part:
 
 
 class Balancer:
-    """A running nginx. Its name is localhost, and its certificate that of a test's own authority."""
+    """One that runs. Its name is localhost, and its certificate that of a test's own authority."""
 
-    def __init__(self, place: Path, authority: Authority) -> None:
-        self.place = place
+    def __init__(self, place: Path, log: str) -> None:
+        place.mkdir(exist_ok=True)
         self.port = free_port()
-        self.authority = authority
+        self.authority = Authority(place / "authority")
         self.url = f"https://localhost:{self.port}"
+        self.access_log = place / log
 
     @property
     def log(self) -> str:
-        return (self.place / "access.log").read_text()
+        return self.access_log.read_text()
+
+    def is_ready(self) -> bool:
+        argv = self.curl("/livez", "--output", "/dev/null")
+        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode == 0
 
     def curl(self, path: str, *words: str) -> list[str]:
         """The command that sends a request through it."""
@@ -60,8 +65,17 @@ class Balancer:
 @contextlib.contextmanager
 def nginx(place: Path, ports: Sequence[int]) -> Iterator[Balancer]:
     """nginx in front of the upstreams at these ports, as deploy/nginx/relay.conf has it."""
-    balancer = Balancer(place, Authority(place / "authority"))
-    (place / "relay.conf").write_text(adapted(SHIPPED.read_text(), ports, balancer))
+    balancer = Balancer(place, "access.log")
+    changes = {
+        "10.0.0.11:8000": f"127.0.0.1:{ports[0]}",
+        "10.0.0.12:8000": f"127.0.0.1:{ports[1]}",
+        "listen 443 ": f"listen 127.0.0.1:{balancer.port} ",
+        "relay.example.com": "localhost",
+        "/etc/relay/cert.pem": str(balancer.authority.certificate),
+        "/etc/relay/key.pem": str(balancer.authority.key),
+        "/var/log/nginx/relay.log": str(balancer.access_log),
+    }
+    (place / "relay.conf").write_text(adapted("nginx/relay.conf", changes))
     temporary = "".join(
         f"{kind}_temp_path {place}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -71,26 +85,33 @@ def nginx(place: Path, ports: Sequence[int]) -> Iterator[Balancer]:
         f"http {{\n{temporary}{ALONE}include {place}/relay.conf;\n}}\n"
     )
     argv = ["/usr/sbin/nginx", "-e", str(place / "nginx.log"), "-c", str(place / "nginx.conf")]
-
-    def ready() -> bool:
-        argv = balancer.curl("/livez", "--output", "/dev/null")
-        return subprocess.run(argv, capture_output=True, timeout=20, check=False).returncode == 0
-
-    with running(Part("nginx", argv, ready, log=place / "nginx.log")):
+    with running(Part("nginx", argv, balancer.is_ready, log=place / "nginx.log")):
         yield balancer
 
 
-def adapted(text: str, ports: Sequence[int], balancer: Balancer) -> str:
-    """The shipped file with what it says is meant to be changed. Each of these is really in it."""
+@contextlib.contextmanager
+def caddy(place: Path, ports: Sequence[int]) -> Iterator[Balancer]:
+    """Caddy in front of them, as deploy/caddy/Caddyfile has it; but it asks nobody for a certificate, and
+    opens no other port."""
+    balancer = Balancer(place, "caddy.log")
+    given = f"tls {balancer.authority.certificate} {balancer.authority.key}"
     changes = {
         "10.0.0.11:8000": f"127.0.0.1:{ports[0]}",
         "10.0.0.12:8000": f"127.0.0.1:{ports[1]}",
-        "listen 443 ": f"listen 127.0.0.1:{balancer.port} ",
-        "relay.example.com": "localhost",
-        "/etc/relay/cert.pem": str(balancer.authority.certificate),
-        "/etc/relay/key.pem": str(balancer.authority.key),
-        "/var/log/nginx/relay.log": str(balancer.place / "access.log"),
+        "relay.example.com {": f"https://localhost:{balancer.port} {{\n\tbind 127.0.0.1\n\t{given}",
+        "{\n\tservers {": "{\n\tadmin off\n\tauto_https disable_redirects\n\tservers {",
     }
+    config = place / "Caddyfile"
+    config.write_text(adapted("caddy/Caddyfile", changes))
+    argv = ["caddy", "run", "--adapter", "caddyfile", "--config", str(config)]
+    own = {name: str(place) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    with running(Part("caddy", argv, balancer.is_ready, env=own, log=balancer.access_log)):
+        yield balancer
+
+
+def adapted(path: str, changes: Mapping[str, str]) -> str:
+    """A shipped file with what it says is meant to be changed. Each of these is really in it."""
+    text = (SHIPPED / path).read_text()
     for shipped, ours in changes.items():
         assert text.count(shipped) == 1, shipped
         text = text.replace(shipped, ours)
@@ -101,6 +122,7 @@ class CurlViewer:
     """Follows a run through the balancer, with the version of HTTP that is asked for."""
 
     def __init__(self, balancer: Balancer, path: str, version: str, position: int | None = None) -> None:
+        self.balancer = balancer
         self.version = version
         self.position = position
         self.messages: list[dict[str, Any]] = []
