@@ -23,7 +23,7 @@ from relay.cli import main as relay_command
 from relay.connect import Database
 from relay.history import History
 from relay.stream.entry import NewEvent
-from relay.stream.keys import EPOCH_MS, MAX_SHARDS, ShardKeys, StreamId, shard_of_run
+from relay.stream.keys import EPOCH_MS, MAX_SHARDS, ShardKeys, shard_of_run
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.factories import progress
@@ -139,9 +139,15 @@ async def test_a_run_is_erased_from_its_shard_wherever_that_is(
 def bury(client: redis.Redis, shard: int, kind: str, ago_h: int = 0) -> str:
     """Makes a dead letter of that age; answers its key."""
     ms = int(time.time() * 1000) - ago_h * 3_600_000
-    letter = {"id": str(StreamId(EPOCH_MS + shard, 0)), "reason": "why", "r": f"run-{shard}", "k": kind}
-    keys = ShardKeys(shard)
-    id: Any = client.xadd(keys.dead_letters, {**letter, "e": event("").text}, id=f"{ms}-{shard}")
+    stream_id, keys = f"{EPOCH_MS + shard}-0", ShardKeys(shard)
+    letter: dict[Any, Any] = {
+        "id": stream_id,
+        "reason": "why",
+        "r": f"run-{shard}",
+        "k": kind,
+        "e": event("").text,
+    }
+    id: Any = client.xadd(keys.dead_letters, letter, id=f"{ms}-{shard}")
     return f"{shard}/{id.decode()}"
 
 

@@ -57,6 +57,10 @@ def client(port: int, tls: Tls, password: str = PASSWORD) -> redis.Redis:
     )
 
 
+def say(node: redis.Redis, *words: str | int) -> Any:
+    return node.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
 def server(tls: Tls, name: str, port: int, *lines: str) -> Part:
     """Debian's Redis. (Valkey's wheel was built without TLS.)"""
     place = tls.place / name
@@ -92,13 +96,13 @@ def cluster(tls: Tls) -> Iterator[str]:
         one, other = (stack.enter_context(closing(client(port, tls))) for port in ports)
         for number, node in enumerate((one, other)):
             begin = number * SLOTS // 2
-            node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            node.execute_command("CLUSTER", "ADDSLOTSRANGE", begin, begin + SLOTS // 2 - 1)
-        one.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[1], buses[1])
+            say(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            say(node, "CLUSTER", "ADDSLOTSRANGE", begin, begin + SLOTS // 2 - 1)
+        say(one, "CLUSTER", "MEET", "127.0.0.1", ports[1], buses[1])
 
         def agreed() -> bool:
-            told: list[Any] = [node.execute_command("CLUSTER", "SLOTS") for node in (one, other)]
-            info: list[Any] = [node.execute_command("CLUSTER", "INFO") for node in (one, other)]
+            told = [say(node, "CLUSTER", "SLOTS") for node in (one, other)]
+            info = [say(node, "CLUSTER", "INFO") for node in (one, other)]
             named = all([its[2][0] for its in slots] == [b"localhost"] * 2 for slots in told)
             return named and all(b"cluster_state:ok" in its for its in info)
 
