@@ -59,6 +59,13 @@ def store(store_url: str) -> Iterator[redis.Redis]:
     client.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows where a primary is may take its time, on a machine that is busy with other tests."""
+    monkeypatch.setattr(connect, "LOOK_S", 20.0)
+    monkeypatch.setitem(connect._REDIS, "socket_connect_timeout", 20.0)
+
+
 @pytest.fixture(scope="session")
 def session_cluster(directory: Path) -> Iterator[Cluster]:
     place = directory / "cluster"

@@ -37,6 +37,8 @@ PROGRESS = "paper_generation_progress"
 ACL = Path(__file__).parents[2] / "deploy" / "redis" / "users.acl"
 OPERATOR = "relay_operator"
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def clients(cluster: Cluster) -> Iterator[Sequence[redis.Redis]]:

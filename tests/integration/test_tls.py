@@ -28,12 +28,13 @@ from relay.stream.publish import Publisher
 from tests.acceptance.certificates import Authority
 from tests.conftest import Servers
 from tests.faults.failover import BUS_PORTS, SERVICE, SLOTS
-from tests.faults.servers import free_port
 from tests.integration.test_replay import event
 from tests.integration.test_tail import seen, tailing
 from tests.waiting import until, wait_until
 
 PASSWORD, OF_SENTINEL = "a-password-of-these-tests", "another-one-for-sentinels"
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 class Tls(NamedTuple):
@@ -87,7 +88,8 @@ def server(tls: Tls, name: str, port: int, *lines: str) -> Part:
 @pytest.fixture(scope="module")
 def cluster(tls: Tls) -> Iterator[str]:
     """Two nodes, of which the URL names the one that does not have shard 0."""
-    ports, buses = [free_port(), free_port()], random.sample(BUS_PORTS, 2)
+    *ports, bus, other_bus = random.sample(BUS_PORTS, 4)
+    buses = [bus, other_bus]
     named = ["cluster-announce-hostname localhost", "cluster-preferred-endpoint-type hostname"]
     with ExitStack() as stack:
         for number, (port, bus) in enumerate(zip(ports, buses, strict=True)):
@@ -113,7 +115,7 @@ def cluster(tls: Tls) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def sentinel(tls: Tls) -> Iterator[str]:
     """A primary, and one who watches it and has a password of its own."""
-    primary, port = free_port(), free_port()
+    primary, port = random.sample(BUS_PORTS, 2)
     lines = ["sentinel resolve-hostnames yes", "sentinel announce-hostnames yes"]
     lines += [f"sentinel monitor {SERVICE} localhost {primary} 1", f"requirepass {OF_SENTINEL}"]
     lines += [f"sentinel auth-pass {SERVICE} {PASSWORD}"]
