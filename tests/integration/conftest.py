@@ -61,8 +61,9 @@ def store(store_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who knows where a primary is may take its time, on a machine that is busy with other tests."""
+    """Servers may take their time, on a machine that is busy with many of them."""
     monkeypatch.setattr(connect, "LOOK_S", 20.0)
+    monkeypatch.setattr(connect, "REPLY_S", 20.0)
     monkeypatch.setitem(connect._REDIS, "socket_connect_timeout", 20.0)
 
 

@@ -55,7 +55,7 @@ async def publisher(cluster: Cluster, database: Database) -> AsyncIterator[Publi
         lambda shard: connect.append_link(cluster.url, shard=shard),
         History(database).highest,
         shards=SHARDS,
-        deadline_s=2.8,
+        deadline_s=20,
         remember_ms=60_000,
     )
     yield made

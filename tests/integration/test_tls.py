@@ -137,7 +137,7 @@ async def publisher(url: str, tls: Tls, database: Database) -> AsyncIterator[Pub
         lambda shard: connect.append_link(f"{url}{tls.authority.ca}", shard=shard),
         History(database).highest,
         shards=1,
-        deadline_s=2.8,
+        deadline_s=20,
         remember_ms=60_000,
     )
     yield made
