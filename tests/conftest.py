@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psycopg2
 import pytest
 import redis
 
@@ -13,6 +12,7 @@ from relay import embedded, migrate
 from relay.processes import running
 from relay.startup import EVERY_CHECK
 from tests.canaries import leaks
+from tests.sql import sql
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,10 +61,8 @@ def servers(session_servers: Servers) -> Servers:
     client = redis.Redis.from_url(session_servers.redis_url)
     client.flushall()
     client.close()
-    connection = psycopg2.connect(session_servers.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(session_servers.database_url) as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         tables = [name for (name,) in cursor.fetchall() if name != "alembic_version"]
         cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
-    connection.close()
     return session_servers

@@ -5,11 +5,9 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import httpx
-import psycopg2
 
 from relay import embedded
 from relay.processes import Part, running
@@ -17,6 +15,7 @@ from relay.server import listen
 from tests.acceptance.conftest import answers
 from tests.acceptance.running import Relay, environment_with, viewer
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -59,8 +58,7 @@ def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, p
     before = relay.archived(run_id, 2)
 
     database_url = relay.database_url.rpartition("/")[0] + "/restored"
-    with closing(psycopg2.connect(relay.database_url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(relay.database_url) as cursor:
         cursor.execute("CREATE DATABASE restored")
         valkey, redis_url = embedded.valkey(place / "valkey")
         run(restoring, backup, place / "valkey", redis_url, database_url)

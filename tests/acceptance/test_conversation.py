@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg2
 import pytest
 
 from tests.acceptance.running import EVENTS, USER, Relay, Viewer, relay_up, viewer
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 conversations = itertools.count(1000)
@@ -215,10 +215,8 @@ def test_a_follower_needs_nobody_else_in_the_shards_that_its_runs_are_not_in(
 def test_a_conversation_without_runs_is_kept_alive_until_it_has_one(
     sharded: Relay, conversation: int
 ) -> None:
-    connection = psycopg2.connect(sharded.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(sharded.database_url) as cursor:
         cursor.execute("INSERT INTO conversations (id, user_id) VALUES (%s, %s)", (conversation, USER))
-    connection.close()
     watching = Sharded(sharded, "", url=url(sharded, conversation)).connected()
     assert watching.status == 200
     wait_until(lambda: len(watching.raw) > 3, "keep-alives")

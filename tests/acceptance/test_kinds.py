@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg2
 import pytest
 
 from relay import embedded
@@ -19,6 +18,7 @@ from tests.acceptance import toy
 from tests.acceptance.conftest import answers
 from tests.acceptance.running import EVENTS, Relay, Viewer, environment_with, viewer
 from tests.factories import EXAMPLES, new_run_id
+from tests.sql import query, sql
 from tests.waiting import wait_until
 
 MOMENT = "2026-01-02T05:04:05.678901+02:00"
@@ -122,13 +122,9 @@ def test_the_life_of_a_run_moves_its_state_and_viewers_follow(relay: Relay, run_
 
 def stored(relay: Relay, run_id: str) -> tuple[str, str | None]:
     """The status and the last heartbeat in the database."""
-    connection = psycopg2.connect(relay.database_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT status, last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s", (run_id,)
-        )
-        status, heard = cursor.fetchone() or ("", None)
-    connection.close()
+    statement = "SELECT status, last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s"
+    found = query(relay.database_url, statement, [run_id])
+    status, heard = found[0] if found else ("", None)
     return status, heard and heard.isoformat(timespec="milliseconds")
 
 
@@ -169,8 +165,7 @@ def toys(relay: Relay, place: Path) -> Iterator[Relay]:
     """The product with a kind that only the test knows, on a Valkey of its own."""
     valkey, redis_url = embedded.valkey(place / "valkey")
     stores = {"REDIS_URL": redis_url, "DATABASE_URL": relay.database_url, "RELAY_API_DOCS": "true"}
-    connection = psycopg2.connect(relay.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(relay.database_url) as cursor:
         cursor.execute(toy.TABLE)
     program = [sys.executable, "-m", "tests.acceptance.toy"]
     env = environment_with(**stores)
@@ -185,9 +180,8 @@ def toys(relay: Relay, place: Path) -> Iterator[Relay]:
             made = Relay(process, {**relay.ready, "url": url, "redis_url": redis_url})
             yield made
             made.http.close()
-    with connection, connection.cursor() as cursor:
+    with sql(relay.database_url) as cursor:
         cursor.execute("DROP TABLE toys")
-    connection.close()
 
 
 def test_a_new_kind_is_a_class_and_a_table(toys: Relay) -> None:

@@ -30,6 +30,7 @@ from tests.acceptance.running import Relay, Viewer, environment_with
 from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
 from tests.factories import EXAMPLES, new_run_id, progress
+from tests.sql import sql
 from tests.unit.test_deployment import SERVICES
 from tests.waiting import wait_until
 
@@ -96,8 +97,7 @@ def psql(url: str, script: str) -> None:
 def database_place(session_servers: Servers) -> Iterator[str]:
     """Host, port and name of a database with the roles."""
     superuser = session_servers.database_url
-    with contextlib.closing(psycopg2.connect(superuser)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(superuser) as cursor:
         cursor.execute("CREATE DATABASE least")
         psql(superuser.rpartition("/")[0] + "/least", "roles.sql")
         yield superuser.rpartition("@")[2].rpartition("/")[0] + "/least"
@@ -181,8 +181,7 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
         body = {"run_id": run_id, **(example if kind.flat else {"event": example})}
         assert relay.post(kind.path, body).status_code == 204
     url = deployment.stores["operator"]["DATABASE_URL"]
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(url) as cursor:
 
         def rows() -> int:
             counts = []
@@ -283,17 +282,13 @@ def test_postgresql_refuses_them_what_they_do_not_need(
     deployment: Deployment, name: str, statement: str
 ) -> None:
     url = deployment.stores[name]["DATABASE_URL"]
-    with (
-        contextlib.closing(psycopg2.connect(url)) as connection,
-        connection.cursor() as cursor,
-        pytest.raises(psycopg2.errors.InsufficientPrivilege),
-    ):
+    with sql(url) as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
         cursor.execute(statement)
 
 
 def test_persisters_may_insert_into_the_table_of_every_kind(deployment: Deployment) -> None:
     url = deployment.stores["persister"]["DATABASE_URL"]
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+    with sql(url) as cursor:
         for table in TABLES:
             cursor.execute("SELECT has_table_privilege(%s, 'INSERT, SELECT')", [table])
             assert cursor.fetchall() == [(True,)], table

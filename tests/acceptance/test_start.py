@@ -27,6 +27,7 @@ from tests.acceptance.running import CONVERSATION, USER, environment_with, viewe
 from tests.canaries import TOKEN
 from tests.conftest import Servers
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 PASSWORD = "a-password-of-these-tests"
@@ -120,8 +121,7 @@ def configured(url: str, **settings: str) -> Iterator[None]:
 @contextlib.contextmanager
 def trusting(url: str) -> Iterator[None]:
     """The PostgreSQL at the URL lets everybody in for a while."""
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(url) as cursor:
         cursor.execute("SHOW hba_file")
         ((name,),) = cursor.fetchall()
         hba = Path(name)

@@ -24,6 +24,7 @@ from tests.faults.conftest import Row
 from tests.faults.oracle import Call, Expected, Fault, Gauge, Mark, Outcome
 from tests.faults.servers import Persister, until_in_thread
 from tests.faults.world import KEYS, SETTLE_S, World
+from tests.sql import sql
 
 GOOD = {"step": "paper_writeup", "substep": None, "progress": 0.5, "step_progress": 0.5}
 POISON = {**GOOD, "step": None}
@@ -155,13 +156,11 @@ async def opposite_orders(world: World, *points: str) -> None:
     for order in ("impatient", "backwards"):
         await world.add_persister("points", "+".join([order, *points]), RELAY_PERSISTER_CLAIM_S="0.001")
     await world.load(runs=12)
-    with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            async with world.fault():
-                await asyncio.to_thread(cursor.execute, SLOW_ROWS)
-                await world.more(1000)
-                await asyncio.to_thread(cursor.execute, "DROP TRIGGER dawdle ON rp_paper_generation_events")
+    with sql(world.database_url) as cursor:
+        async with world.fault():
+            await asyncio.to_thread(cursor.execute, SLOW_ROWS)
+            await world.more(1000)
+            await asyncio.to_thread(cursor.execute, "DROP TRIGGER dawdle ON rp_paper_generation_events")
 
 
 async def test_row_23_two_persisters_hold_the_same_entries_in_opposite_order(world: World, row: Row) -> None:
@@ -254,12 +253,10 @@ async def test_row_25b_one_persisters_connection_is_frozen(world: World, row: Ro
 @contextlib.contextmanager
 def read_only(world: World) -> Iterator[None]:
     for value in ("on", "off"):
-        with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute("SET default_transaction_read_only = off")
-                cursor.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
-                cursor.execute("SELECT pg_reload_conf()")
+        with sql(world.database_url) as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+            cursor.execute("SELECT pg_reload_conf()")
         if value == "on":
             yield
 

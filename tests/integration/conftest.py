@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from persister.store import Store
 from relay import connect
 from relay.connect import Database
 from relay.history import History
@@ -56,6 +57,20 @@ def client(servers: Servers) -> Iterator[redis.Redis]:
     opened = connect.persister_redis(servers.redis_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def archive(servers: Servers) -> Iterator[Store]:
+    """The archive as persisters have it."""
+    made = Store(lambda: connect.database(servers.database_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def short_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A persister that finds nothing new says so at once."""
+    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
 
 
 @pytest.fixture
