@@ -2,7 +2,7 @@
 
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -80,14 +80,19 @@ async def database(servers: Servers) -> AsyncIterator[Database]:
     opened.close()
 
 
+def publisher_to(redis_url: str, highest: Callable[[], Awaitable[int]], shards: int = 1) -> Publisher:
+    """A publisher as web workers have it. `highest`: the highest id that is taken already."""
+    return Publisher(
+        lambda _: connect.append_link(redis_url),
+        highest,
+        shards=shards,
+        deadline_s=2.8,
+        remember_ms=3_600_000,
+    )
+
+
 @pytest.fixture
 async def publisher(servers: Servers, database: Database) -> AsyncIterator[Publisher]:
-    made = Publisher(
-        lambda _: connect.append_link(servers.redis_url),
-        History(database).highest,
-        shards=1,
-        deadline_s=2.8,
-        remember_ms=60_000,
-    )
+    made = publisher_to(servers.redis_url, History(database).highest)
     yield made
     await made.close()

@@ -30,6 +30,7 @@ from relay.stream.entry import Entry, NewEvent, decode
 from relay.stream.keys import GROUP, START, ShardKeys, StreamId, event_id, stream_id
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
+from tests.integration.conftest import publisher_to
 from tests.integration.killable import Valkey
 from tests.integration.logs_model import Archive, Model
 
@@ -91,13 +92,7 @@ class Logs(RuleBasedStateMachine):
         async def floor() -> int:
             return self._highest()
 
-        return Publisher(
-            lambda _: connect.append_link(self.valkey.url),
-            floor,
-            shards=1,
-            deadline_s=2.8,
-            remember_ms=3_600_000,
-        )
+        return publisher_to(self.valkey.url, floor)
 
     def _highest(self) -> int:
         return max(self.model.archive, default=START)
