@@ -98,6 +98,6 @@ def service(request: pytest.FixtureRequest) -> Relay:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/livez").status_code == 200
+        return CLIENT.get(f"{url}/livez").status_code == 200
     except httpx.TransportError:
         return False

@@ -28,8 +28,8 @@ SECRETS = {
 CONVERSATION, USER = 7, 42
 EVENTS = "/research-pipeline/events"
 
-CLIENT = httpx.Client(timeout=20)
-"""Nobody in particular. (To make a client takes longer than most requests.)"""
+CLIENT = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+"""Nobody in particular, on a new connection each time. (To make a client takes longer than most requests.)"""
 
 
 class Relay:
@@ -61,7 +61,9 @@ class Relay:
         return f"{self.url}/conversations/{CONVERSATION}/idea/research-run/{run_id}"
 
     def history(self, run_id: str, **params: Any) -> httpx.Response:
-        return httpx.get(f"{self.run_url(run_id)}/paper-generation-progress", params=params, headers=viewer())
+        return CLIENT.get(
+            f"{self.run_url(run_id)}/paper-generation-progress", params=params, headers=viewer()
+        )
 
     def archived(self, run_id: str, count: int) -> list[dict[str, Any]]:
         """The history, once it has that many events."""
@@ -78,7 +80,7 @@ class Relay:
 
         def answer() -> httpx.Response | None:
             with contextlib.suppress(httpx.ConnectError):
-                return httpx.get(self.ready[of] + path, timeout=20)
+                return CLIENT.get(self.ready[of] + path)
             return None
 
         found = wait_until(answer, "the private listener")

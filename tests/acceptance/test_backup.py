@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-
 from relay import embedded
 from relay.processes import Part, running
 from relay.server import listen
 from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, environment_with, viewer
+from tests.acceptance.running import CLIENT, Relay, environment_with, viewer
 from tests.factories import new_run_id, progress
 from tests.sql import sql
 from tests.waiting import wait_until
@@ -83,7 +81,7 @@ def restored(place: Path, redis_url: str, database_url: str, run_id: str) -> obj
         with running(web), running(persister):
 
             def whole() -> object:
-                events = httpx.get(path, headers=viewer()).json()["events"]
+                events = CLIENT.get(path, headers=viewer()).json()["events"]
                 return events if len(events) == 2 else None
 
             return wait_until(whole, "the event that was not archived yet")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from relay import embedded
@@ -16,7 +15,7 @@ from relay.server import listen
 from relay.stream.keys import created_at
 from tests.acceptance import toy
 from tests.acceptance.conftest import answers
-from tests.acceptance.running import EVENTS, Relay, Viewer, environment_with, viewer
+from tests.acceptance.running import CLIENT, EVENTS, Relay, Viewer, environment_with, viewer
 from tests.factories import EXAMPLES, new_run_id
 from tests.sql import query, sql
 from tests.waiting import wait_until
@@ -41,7 +40,7 @@ def body(name: str, run_id: str | None, **beside: Any) -> dict[str, Any]:
 
 
 def get(relay: Relay, run_id: str, path: str) -> Any:
-    return httpx.get(relay.run_url(run_id) + path, headers=viewer()).json()
+    return CLIENT.get(relay.run_url(run_id) + path, headers=viewer()).json()
 
 
 def archived(relay: Relay, run_id: str, path: str, count: int) -> list[dict[str, Any]]:

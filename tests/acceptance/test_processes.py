@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 import redis
@@ -16,6 +15,7 @@ from relay.processes import Part, running
 from relay.server import listen
 from tests.acceptance.conftest import answers
 from tests.acceptance.running import (
+    CLIENT,
     CONVERSATION,
     USER,
     Relay,
@@ -64,7 +64,7 @@ def test_however_it_is_stopped_nothing_stays_behind_and_the_data_does(
             *relay.pids("--multiprocessing-fork"),
             *relay.pids("persister"),
         }
-        assert [httpx.get(f"{url}/livez").status_code for _, url in private] == [200] * 3
+        assert [CLIENT.get(f"{url}/livez").status_code for _, url in private] == [200] * 3
         relay.process.send_signal(how)
         relay.process.wait(30)
         wait_until(lambda: not [child for child in family if child.is_running()], "all of them to end")

@@ -44,6 +44,11 @@ class Stores:
         rows = self.query("SELECT id, run_id, details FROM rp_paper_generation_events ORDER BY run_id, id")
         return [Seen(id, mark_of(run_id, details)) for id, run_id, details in rows]
 
+    def archived(self) -> int:
+        """How many rows there are: all that is asked again and again while a deployment settles."""
+        ((count,),) = self.query("SELECT count(*) FROM rp_paper_generation_events")
+        return int(count)
+
     def entries(self, shard: int, key: str) -> list[Seen]:
         """All of a log."""
         with contextlib.closing(self.redis(shard)) as client:

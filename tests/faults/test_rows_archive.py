@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 
-import httpx
 import psutil
 import psycopg2
 import pytest
@@ -17,7 +16,7 @@ from relay import connect
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP
 from relay.stream.publish import Publisher
-from tests.acceptance.running import CONVERSATION, viewer
+from tests.acceptance.running import CLIENT, CONVERSATION, viewer
 from tests.faults import disk
 from tests.faults.clients import digest
 from tests.faults.conftest import Row
@@ -72,8 +71,8 @@ async def history(world: World) -> tuple[int, float]:
     """The status of history, and how long it took."""
     path = f"/conversations/{CONVERSATION}/idea/research-run/{world.producers[0].run_id}"
     began = time.monotonic()
-    async with httpx.AsyncClient(timeout=20, headers=viewer()) as client:
-        answer = await client.get(f"{world.webs[0].url}{path}/paper-generation-progress?limit=1")
+    url = f"{world.webs[0].url}{path}/paper-generation-progress?limit=1"
+    answer = await asyncio.to_thread(CLIENT.get, url, headers=viewer())
     return answer.status_code, time.monotonic() - began
 
 

@@ -1,11 +1,12 @@
 """Rows 16 to 19: the network between the product and Valkey."""
 
+import asyncio
 import time
 from collections.abc import Awaitable
 
-import httpx
 import pytest
 
+from tests.acceptance.running import CLIENT
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected
 from tests.faults.proxy import Proxy, Toxics
@@ -88,8 +89,7 @@ async def test_row_17_a_slow_network_that_loses_connections(world: World, row: R
 
 async def unready(world: World) -> bool:
     """Whether the worker says that it is not ready, for its tailer alone."""
-    async with httpx.AsyncClient(timeout=5) as client:
-        answer = await client.get(f"{world.webs[0].url}/readyz")
+    answer = await asyncio.to_thread(CLIENT.get, f"{world.webs[0].url}/readyz", timeout=5)
     troubled = {name for name, problem in answer.json()["checks"].items() if problem != "ok"}
     return answer.status_code == 503 and troubled == {"tailers"}
 

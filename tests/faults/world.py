@@ -6,15 +6,14 @@ import itertools
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import httpx
 import psutil
 
 from relay import migrate
 from relay.stream.keys import ShardKeys, shard_of_run
-from tests.acceptance.running import CONVERSATION, USER
+from tests.acceptance.running import CLIENT, CONVERSATION, USER
 from tests.canaries import TOKEN
 from tests.faults.clients import Address, Producer, Watcher
 from tests.faults.failover import Failover
@@ -187,9 +186,11 @@ class World(Stores):
     async def claim(self, run_id: str) -> None:
         host, port = self.anywhere()
         owner = {"conversation_id": CONVERSATION, "user_id": USER}
-        async with httpx.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=20) as client:
-            path = f"http://{host}:{port}/research-pipeline/runs/{run_id}"
-            (await client.put(path, json=owner)).raise_for_status()
+        url, headers = (
+            f"http://{host}:{port}/research-pipeline/runs/{run_id}",
+            {"authorization": f"Bearer {TOKEN}"},
+        )
+        (await asyncio.to_thread(CLIENT.put, url, json=owner, headers=headers)).raise_for_status()
 
     async def more(self, events: int = 100, timeout_s: float = 120) -> None:
         """Waits until that many more are acknowledged."""
@@ -264,7 +265,7 @@ class World(Stores):
         """Until the archive and all viewers have all; after a while the oracle says what is missing."""
 
         def settled() -> bool:
-            archived = len(self.archive()) + len(self.dead())
+            archived = self.archived() + len(self.dead())
             behind = any(w.numbers < len(self.ledger.of_run(w.run_id)) for w in self.watchers)
             return archived >= self.ledger.count and not behind and not any(self.group())
 
@@ -275,7 +276,7 @@ class World(Stores):
         """Waits until the archive has all that was acknowledged, and nothing is pending."""
 
         def done() -> bool:
-            return len(self.archive()) >= self.ledger.count and not any(self.group())
+            return self.archived() >= self.ledger.count and not any(self.group())
 
         await until_in_thread(done, "the archive to catch up", SETTLE_S)
 
@@ -329,10 +330,19 @@ class World(Stores):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with contextlib.AsyncExitStack() as stack:  # so that each is ended, also where one fails
-            for server in self._servers:
-                stack.push_async_callback(server.clear)
+            stores = [server for server in self._servers if not isinstance(server, Web | Persister)]
+            stack.push_async_callback(_all_of, *(server.clear() for server in stores))
             for proxy in self._proxies:
                 stack.push_async_callback(proxy.close)
+            users = [server for server in self._servers if isinstance(server, Web | Persister)]
+            stack.push_async_callback(_all_of, *(server.clear() for server in users))
+
+
+async def _all_of(*ends: Awaitable[None]) -> None:
+    """All at once, and each to its end. Raises what the first raised that failed."""
+    for outcome in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _files(pid: int) -> int:

@@ -39,8 +39,13 @@ T = TypeVar("T")
 KIND = "paper_generation_progress"
 KEYS = ShardKeys(0)
 RUNS = ("a", "b", "c")
-PERSISTERS = {"patient": 3600.0, "eager": 0.001}
+PATIENCE_S = {"patient": 3600.0, "eager": 0.001}
 """How long each lets a peer be silent before it takes over: for ever, and not at all."""
+
+PERSISTERS = {
+    name: Settings(persister_name=name, persister_batch=3, persister_claim_s=patience_s, run_log_entries=2)
+    for name, patience_s in PATIENCE_S.items()
+}
 
 
 WHICH = st.integers(0, 999)
@@ -70,7 +75,7 @@ class Logs(RuleBasedStateMachine):
         self.redis.config_set("stream-node-max-entries", 2)
         self.clients = [connect.persister_redis(self.valkey.url) for _ in PERSISTERS]
         self.consumers = {
-            name: Consumer(client, 0, self._settings(name), self._highest)
+            name: Consumer(client, 0, PERSISTERS[name], self._highest)
             for name, client in zip(PERSISTERS, self.clients, strict=True)
         }
         self.hands: dict[str, list[Delivery]] = {}
@@ -78,15 +83,6 @@ class Logs(RuleBasedStateMachine):
         self.ahead = False
         self.link = self._now(self._make(lambda: connect.shared_link(self.valkey.url)))
         self.publisher = self._now(self._make(self._publisher))
-
-    @staticmethod
-    def _settings(name: str) -> Settings:
-        return Settings(
-            persister_name=name,
-            persister_batch=3,
-            persister_claim_s=PERSISTERS[name],
-            run_log_entries=2,
-        )
 
     def _publisher(self) -> Publisher:
         async def floor() -> int:

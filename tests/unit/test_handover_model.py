@@ -45,6 +45,7 @@ from tests.unit.handing_over import (
 
 KNOWN = Run(RUN, 7, "running", None, "", None, None)
 WHICH = st.integers(0, 99)
+SETTINGS = Settings()
 
 
 class HandOver(RuleBasedStateMachine):
@@ -143,7 +144,7 @@ class HandOver(RuleBasedStateMachine):
         stores: Any = self.stores
         receive: Any = None
         shard = Shard(self.hub, tailer)
-        viewing = RunViewing(viewer, connection, send, shard, Settings(), stores, RUN, KNOWN, client.position)
+        viewing = RunViewing(viewer, connection, send, shard, SETTINGS, stores, RUN, KNOWN, client.position)
         await viewing.serve({}, receive)
 
     @precondition(lambda self: self.clients)
