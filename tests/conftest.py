@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ def session_servers(directory: Path) -> Iterator[Servers]:
     postgres, database_url = embedded.postgres(directory / "postgres")
     with running(valkey), running(postgres):
         migrate.upgrade(database_url)
+        with closing(redis.Redis.from_url(redis_url)) as client:
+            client.config_set("hz", 500)  # how often it looks whether a read has waited for long enough
         yield Servers(redis_url, database_url)
 
 

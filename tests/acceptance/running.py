@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import httpx
 import psutil
 
 from relay.auth import mint_viewer_token
+from relay.processes import Part, running
+from relay.server import listen
 from tests.canaries import RUN_SECRET, SECRET, TOKEN
 from tests.waiting import wait_until
 
@@ -135,6 +138,30 @@ def relay_up(data_dir: Path, *options: str, **env: str) -> Iterator[Relay]:
             process.wait(60)
             process.stdout.close()
             wait_until(lambda: not any(child.is_running() for child in family), "all processes to end")
+
+
+def answers(url: str) -> bool:
+    try:
+        return CLIENT.get(f"{url}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.contextmanager
+def web_worker(log: Path, *program: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A web worker by itself, ready: its URL and its process. `program`: what stands for the relay."""
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", *(program or ["relay"]), "serve", "--fd", str(listener.fileno())]
+        fds = [listener.fileno()]
+        with running(Part("web", argv, lambda: answers(url), env=env, pass_fds=fds, log=log)) as process:
+            yield url, process
+
+
+def a_persister(log: Path, *program: str, **env: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A persister by itself, with the name of the first of `relay up`. `program`: what stands for it."""
+    argv = [sys.executable, "-m", *(program or ["persister"]), "run", "--name", "persister-1"]
+    return running(Part("persister", argv, lambda: True, env=env, log=log))
 
 
 class Viewer:

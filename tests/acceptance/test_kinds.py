@@ -1,7 +1,6 @@
 """Every kind of event, from its webhook to its history, and what it does to its run."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,19 @@ import pytest
 
 from relay import embedded
 from relay.events.registry import REGISTRY
-from relay.processes import Part, running
-from relay.server import listen
+from relay.processes import running
 from relay.stream.keys import created_at
 from tests.acceptance import toy
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import CLIENT, EVENTS, Relay, Viewer, environment_with, viewer
+from tests.acceptance.running import (
+    CLIENT,
+    EVENTS,
+    Relay,
+    Viewer,
+    a_persister,
+    environment_with,
+    viewer,
+    web_worker,
+)
 from tests.factories import EXAMPLES, new_run_id
 from tests.sql import query, sql
 from tests.waiting import wait_until
@@ -166,19 +172,15 @@ def toys(relay: Relay, place: Path) -> Iterator[Relay]:
     stores = {"REDIS_URL": redis_url, "DATABASE_URL": relay.database_url, "RELAY_API_DOCS": "true"}
     with sql(relay.database_url) as cursor:
         cursor.execute(toy.TABLE)
-    program = [sys.executable, "-m", "tests.acceptance.toy"]
-    env = environment_with(**stores)
-    with running(valkey), listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        fd = listener.fileno()
-        web = Part(
-            "web", [*program, "relay", "serve", "--fd", str(fd)], lambda: answers(url), env=env, pass_fds=[fd]
-        )
-        persister = Part("persister", [*program, "persister", "run"], lambda: True, env=env)
-        with running(web) as process, running(persister):
-            made = Relay(process, {**relay.ready, "url": url, "redis_url": redis_url})
-            yield made
-            made.http.close()
+    env, program = environment_with(**stores), "tests.acceptance.toy"
+    with (
+        running(valkey),
+        web_worker(place / "web.log", program, "relay", **env) as (url, process),
+        a_persister(place / "persister.log", program, "persister", **env),
+    ):
+        made = Relay(process, {**relay.ready, "url": url, "redis_url": redis_url})
+        yield made
+        made.http.close()
     with sql(relay.database_url) as cursor:
         cursor.execute("DROP TABLE toys")
 

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,8 @@ from relay.cli import main as relay_command
 from relay.embedded import program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
-from relay.server import listen
 from relay.stream import functions
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, Viewer, environment_with
+from tests.acceptance.running import Relay, Viewer, a_persister, environment_with, web_worker
 from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
 from tests.factories import EXAMPLES, new_run_id, progress
@@ -129,19 +126,14 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
         )
         for name in ("web", "persister")
     )
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        log = directory / "least-privilege"
-        web = Part(
-            "web", argv, lambda: answers(url), env=web_env, pass_fds=[listener.fileno()], log=log / "web.log"
-        )
-        argv = [sys.executable, "-m", "persister", "run", "--name", "least"]
-        persister = Part("persister", argv, lambda: True, env=persister_env, log=log / "persister.log")
-        with running(web) as process, running(persister):
-            relay = Relay(process, {"url": url, "redis_url": "", "database_url": ""})
-            yield Deployment(stores, relay)
-            relay.http.close()
+    log = directory / "least-privilege"
+    with (
+        web_worker(log / "web.log", **web_env) as (url, process),
+        a_persister(log / "persister.log", **persister_env),
+    ):
+        relay = Relay(process, {"url": url, "redis_url": "", "database_url": ""})
+        yield Deployment(stores, relay)
+        relay.http.close()
 
 
 def test_under_these_users_the_product_does_all_that_it_does(deployment: Deployment, directory: Path) -> None:

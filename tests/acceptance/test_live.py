@@ -267,7 +267,7 @@ def test_a_shutdown_sends_everybody_off_to_come_back(place: Path, workers: int) 
         run_id = new_run_id()
         relay.claim(run_id)
         relay.progress(run_id, progress(1))
-        viewers = [Viewer(relay, run_id).connected() for _ in range(200)]
+        viewers = [Viewer(relay, run_id) for _ in range(200)]
         for watching in viewers:
             watching.wait(1)
         relay.kill("relay", "serve", how=signal.SIGTERM)

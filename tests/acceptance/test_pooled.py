@@ -23,8 +23,7 @@ from relay.errors import DatabaseUnavailable
 from relay.processes import Part, running
 from relay.stream.entry import Entry
 from relay.stream.keys import MAX_SHARDS, SEQUENCES, created_at, event_id
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, environment_with
+from tests.acceptance.running import Relay, answers, environment_with
 from tests.acceptance.test_least_privilege import PASSWORDS, psql
 from tests.factories import new_run_id, progress
 from tests.sql import query, sql

@@ -91,10 +91,14 @@ def nobody_noticed(world: World) -> None:
     assert all(len(watcher.connects) <= 1 for watcher in world.watchers), "a viewer was disconnected"
 
 
-POINTS = ["before_insert", "after_insert", "after_commit", "after_settle", "before_bury", "after_bury"]
+POINTS = ["before_insert", "after_commit", "after_bury"]
+SIMILAR = ["after_insert", "after_settle", "before_bury"]
+"""For a peer, the first and the last of these are as `before_insert`, and the other one as `after_commit`."""
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [*POINTS, *(pytest.param(point, marks=pytest.mark.long) for point in SIMILAR)]
+)
 async def test_row_21_a_persister_is_killed(world: World, row: Row, point: str) -> None:
     """At any moment between a claim and what comes after it, also around a dead letter: a peer takes over,
     and each event is archived once, or buried once."""
@@ -145,11 +149,17 @@ SLOW_ROWS = """
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
+def deadlocks(world: World) -> int:
+    ((count,),) = world.query(DEADLOCKS)
+    return int(count)
+
+
 async def opposite_orders(world: World, *points: str) -> None:
     """Row 23, with persisters that have these points beside: each takes what the other is at work on, and one
-    has it backwards. Rows are made slow, so that their transactions overlap."""
+    has it backwards. Rows are made slow, so that their transactions overlap; mistakes have time until they
+    meet."""
     await world.add_postgres()
-    world.gauges.append(lambda: Gauge("deadlocks", 0, world.query(DEADLOCKS)[0][0]))
+    world.gauges.append(lambda: Gauge("deadlocks", 0, deadlocks(world)))
     await world.add_valkey()
     await world.add_web()
     for order in ("impatient", "backwards"):
@@ -159,6 +169,8 @@ async def opposite_orders(world: World, *points: str) -> None:
         async with world.fault():
             await asyncio.to_thread(cursor.execute, SLOW_ROWS)
             await world.more(1000)
+            if points:
+                await until_in_thread(lambda: deadlocks(world) > 0, "what must not be", SETTLE_S)
             await asyncio.to_thread(cursor.execute, "DROP TRIGGER dawdle ON rp_paper_generation_events")
 
 
@@ -170,6 +182,7 @@ async def test_row_23_two_persisters_hold_the_same_entries_in_opposite_order(wor
     row(verdict)
 
 
+@pytest.mark.long
 async def test_with_rows_in_the_order_they_came_row_23_is_red(world: World, row: Row) -> None:
     await opposite_orders(world, "unsorted")
     row.red(await world.over(), Fault.NOT_QUIET)
@@ -209,11 +222,12 @@ async def test_row_25_postgresql_is_frozen(world: World, row: Row) -> None:
     await world.load()
     async with world.fault():
         postgres.freeze()
+        frozen = asyncio.create_task(world.last(10))
         for _ in range(3):
             status, took_s = await history(world)
             assert status == 503
             assert took_s < 4
-        await world.last(10)
+        await frozen
         postgres.thaw()
     await history_is_back(world)
     verdict = await world.over()

@@ -1,5 +1,6 @@
 """Rows 8 to 15: the event log."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -175,8 +176,8 @@ async def replaced_by_its_replica(world: World, **env: str) -> None:
     replication = await world.add_proxy(primary.port)
     replica = await world.add_replica(replication.port)
     proxy = await world.add_proxy(primary.port)
-    for add in (world.add_web, world.add_web, world.add_persister):
-        await add(redis_url=primary.url_by(proxy.port), **env)
+    parts = (world.add_web, world.add_web, world.add_persister)
+    await asyncio.gather(*(add(redis_url=primary.url_by(proxy.port), **env) for add in parts))
     await world.load()
     async with world.fault():
         for connection in replication.connections:
@@ -184,7 +185,7 @@ async def replaced_by_its_replica(world: World, **env: str) -> None:
         if env:
             await world.trouble(6)
             before = world.ledger.count
-            await world.trouble(12)
+            await world.trouble(round(12 * world.scale))
             assert world.ledger.count == before, "acknowledged while no replica had it"
         else:
             world.persisters[0].freeze()  # so that what is acknowledged is nowhere else

@@ -20,7 +20,7 @@ from tests.sql import sql
 from tests.waiting import until
 
 
-@pytest.mark.parametrize("moment", ["whenever", "while it dispatches"])
+@pytest.mark.parametrize("moment", [pytest.param("whenever", marks=pytest.mark.long), "while it dispatches"])
 async def test_row_20_the_log_is_trimmed_past_a_stopped_worker(world: World, row: Row, moment: str) -> None:
     """Its tailer does not trust its place when it goes on, so its viewers read what they missed from the run
     logs, and none starts anew. (The shard log keeps what is younger than a minute at least; a tailer

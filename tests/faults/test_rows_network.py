@@ -35,17 +35,18 @@ async def test_row_16_the_answer_to_a_call_never_arrives(world: World, row: Row)
     await world.add_web(redis_url=valkey.url_by(proxy.port))
     await world.add_persister()
     await world.load()
+    swallowed = round(SWALLOWED * world.scale)
     async with world.fault():
-        for number in range(SWALLOWED + CUT):
+        for number in range(swallowed + CUT):
             for connection in proxy.using(b"FCALL"):
-                if number < SWALLOWED:
+                if number < swallowed:
                     connection.replies_to_swallow = 1
                 else:
                     connection.replies_to_cut = 1
             await world.trouble()
             await world.more(world.random.randint(5, 30))
     verdict = await world.over(Expected(unknown=True))
-    assert world.ledger.statuses["503 outcome-unknown"] >= SWALLOWED + CUT
+    assert world.ledger.statuses["503 outcome-unknown"] >= swallowed + CUT
     row(verdict)
 
 

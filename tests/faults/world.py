@@ -6,6 +6,7 @@ import itertools
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -266,7 +267,8 @@ class World(Stores):
 
         def settled() -> bool:
             archived = self.archived() + len(self.dead())
-            behind = any(w.numbers < len(self.ledger.of_run(w.run_id)) for w in self.watchers)
+            acknowledged = Counter(mark.run_id for mark in self.ledger.acknowledged)
+            behind = any(its.numbers < acknowledged[its.run_id] for its in self.watchers)
             return archived >= self.ledger.count and not behind and not any(self.group())
 
         with contextlib.suppress(AssertionError):

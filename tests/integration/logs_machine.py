@@ -73,6 +73,7 @@ class Logs(RuleBasedStateMachine):
         self.redis.function_flush()
         # So that a trim that may leave the rest of a node has something to do in a short log.
         self.redis.config_set("stream-node-max-entries", 2)
+        self.redis.config_set("hz", 500)  # how often it looks whether a read has waited for long enough
         self.clients = [connect.persister_redis(self.valkey.url) for _ in PERSISTERS]
         self.consumers = {
             name: Consumer(client, 0, PERSISTERS[name], self._highest)
