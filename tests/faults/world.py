@@ -333,11 +333,11 @@ class World(Stores):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with contextlib.AsyncExitStack() as stack:  # so that each is ended, also where one fails
             stores = [server for server in self._servers if not isinstance(server, Web | Persister)]
-            stack.push_async_callback(_all_of, *(server.clear() for server in stores))
+            users = [server for server in self._servers if isinstance(server, Web | Persister)]
+            for servers in (stores, users):  # the last first
+                stack.push_async_callback(_all_of, *(server.clear() for server in servers))
             for proxy in self._proxies:
                 stack.push_async_callback(proxy.close)
-            users = [server for server in self._servers if isinstance(server, Web | Persister)]
-            stack.push_async_callback(_all_of, *(server.clear() for server in users))
 
 
 async def _all_of(*ends: Awaitable[None]) -> None:
