@@ -51,7 +51,11 @@ def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) 
     }
     assert relay.ops("/readyz").json() == expected
     assert relay.http.get("/readyz").json() == expected
-    assert relay.ops("/readyz", PERSISTER).json() == {"status": "ok", "checks": {"shard 0": "ok"}}
+    at_work = {"status": "ok", "checks": {"shard 0": "ok"}}
+    wait_until(
+        lambda: relay.ops("/readyz", PERSISTER).json() == at_work,
+        "the persister, which may have just started",
+    )
     assert relay.ops("/livez", PERSISTER).json() == {"status": "ok"}
 
 
