@@ -26,9 +26,19 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
         sizes,
         lambda relay, cores: fanout.deliveries(lab, relay, sizes, cores=cores),
     )
+    yield compared(
+        "two workers, fan-out, unhurried",
+        "deliveries/s",
+        lab,
+        sizes,
+        lambda relay, cores: fanout.deliveries(lab, relay, sizes, producers=1, cores=cores),
+        goal="",
+    )
 
 
-def compared(what: str, unit: str, lab: Lab, sizes: Sizes, measure: Callable[[Relay, str], float]) -> Row:
+def compared(
+    what: str, unit: str, lab: Lab, sizes: Sizes, measure: Callable[[Relay, str], float], goal: str = ">= 1.5"
+) -> Row:
     """`measure` with everything on both cores, and with everything on one."""
     figures: dict[str, list[float]] = {BOTH: [], REST: []}
     for _ in range(sizes.rounds):
@@ -36,4 +46,4 @@ def compared(what: str, unit: str, lab: Lab, sizes: Sizes, measure: Callable[[Re
             lab.clear()
             with lab.stores_on(cores), lab.relay(cores=cores, workers=workers) as (relay, _):
                 figures[cores].append(measure(relay, cores))
-    return Row(what, unit, figures[BOTH], ">= 1.5", figures[REST], note="peer: one worker on one core")
+    return Row(what, unit, figures[BOTH], goal, figures[REST], note="peer: one worker on one core")
