@@ -8,9 +8,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from relay import logs
-from relay.app import create_app
 from relay.garbage import look_rarely
-from relay.http.protocol import StreamingProtocol
 from relay.processes import die_with_parent
 from relay.settings import Settings
 
@@ -31,6 +29,8 @@ def serve(listener: socket.socket, workers: int) -> None:
 
     Raises SystemExit where a worker can not start, since another one could not either.
     """
+    from relay.http.protocol import StreamingProtocol  # noqa: PLC0415 - not for who only listens
+
     config = uvicorn.Config(
         "relay.server:worker" if workers > 1 else application,
         factory=True,
@@ -58,6 +58,8 @@ def serve(listener: socket.socket, workers: int) -> None:
 
 def application() -> ASGIApp:
     """The application, in a process that has nothing else to do."""
+    from relay.app import create_app  # noqa: PLC0415 - as above: most of what there is to load
+
     app = create_app()
     look_rarely()
     return app
