@@ -27,8 +27,8 @@ from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
 from tests.acceptance.certificates import Authority
 from tests.conftest import Servers
+from tests.factories import event
 from tests.faults.failover import BUS_PORTS, SERVICE, SLOTS
-from tests.integration.test_replay import event
 from tests.integration.test_tail import seen, tailing
 from tests.waiting import until, wait_until
 
