@@ -21,7 +21,7 @@ import redis.exceptions
 from pydantic import SecretStr, ValidationError
 
 from relay import demo as demonstration
-from relay import embedded, erase, logs, migrate, server
+from relay import embedded, erase, logs, migrate, server, tracing
 from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
@@ -57,6 +57,7 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     _check_files(_settings())
     try:
         guard(_settings())
+        tracing.spans(_settings(), "relay")  # said here, and not by every worker in its own way
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     try:

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from relay.link import bulk
 from relay.stream import functions
-from relay.stream.entry import SEAL_BYTES, NewEvent, seal_of
+from relay.stream.entry import CLOSE, SEAL_BYTES, NewEvent, seal_of, untraced
 from relay.stream.keys import ShardKeys
 
 word = lru_cache(maxsize=4096)(bulk)
@@ -81,7 +81,9 @@ def _seal(run_id: str, kind: str) -> int:
 
 def _digest(events: Sequence[NewEvent]) -> str:
     digest = blake2b(digest_size=16)
-    for event in events:
-        for part in (event.run_id.encode(), event.kind.encode(), event.text):
+    for run_id, kind, text in events:
+        # What comes again comes with a trace of its own.
+        bare = text if text[-1] == CLOSE else untraced(text)
+        for part in (run_id.encode(), kind.encode(), bare):
             digest.update(len(part).to_bytes(4) + part)
     return digest.hexdigest()

@@ -40,6 +40,8 @@ LAYERS = [
         "relay.startup",
         "relay.listener",
         "relay.exposition",
+        "relay.tracing",
+        "relay.spans",
     },
     {
         "relay.stream.keys",
@@ -63,6 +65,8 @@ SHARED = {
     "relay.startup",
     "relay.listener",
     "relay.exposition",
+    "relay.tracing",
+    "relay.spans",
 }
 FOR_PERSISTERS = SHARED | LAYERS[5]
 FRAMEWORKS = {"fastapi", "starlette"}
