@@ -84,6 +84,7 @@ def _digest(events: Sequence[NewEvent]) -> str:
     for run_id, kind, text in events:
         # What comes again comes with a trace of its own.
         bare = text if text[-1] == CLOSE else untraced(text)
-        for part in (run_id.encode(), kind.encode(), bare):
-            digest.update(len(part).to_bytes(4) + part)
+        run, name = run_id.encode(), kind.encode()
+        sizes = len(run).to_bytes(4), len(name).to_bytes(4), len(bare).to_bytes(4)
+        digest.update(b"%b%b%b%b%b%b" % (sizes[0], run, sizes[1], name, sizes[2], bare))
     return digest.hexdigest()

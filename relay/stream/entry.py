@@ -124,8 +124,18 @@ def traced(event: NewEvent, traceparent: str) -> NewEvent:
 
 def traceparent_of(sealed: bytes) -> str | None:
     """The `traceparent` in the field `e` of an entry, where there is one."""
-    found = _TRACED.fullmatch(sealed, 0, max(len(sealed) - SEAL_BYTES, 0))
+    found = _trace_in(sealed)
     return found[2].decode() if found else None
+
+
+def without_trace(sealed: bytes) -> bytes:
+    """The field `e` of an entry, to be shown: text and seal. (The seal is that of the whole.)"""
+    found = _trace_in(sealed)
+    return found[1] + sealed[-SEAL_BYTES:] if found else sealed
+
+
+def _trace_in(sealed: bytes) -> "re.Match[bytes] | None":
+    return _TRACED.fullmatch(sealed, 0, max(len(sealed) - SEAL_BYTES, 0))
 
 
 def untraced(text: bytes) -> bytes:
