@@ -10,7 +10,7 @@ import redis.exceptions
 
 from persister.settings import Settings
 from relay.errors import Unavailable
-from relay.link import Durability, bulk, command
+from relay.link import Durability, command
 from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, ordinal_above
 
@@ -117,8 +117,8 @@ class Consumer:
         if not settlement:
             return self._kept(self._read(">", wait=False))
         reading = command("XREADGROUP", *self._reading(">", wait=False))
-        settled, claimed = self._exchange(self._settling(settlement) + reading, 2)
-        if isinstance(settled, Exception):
+        *settled, claimed = self._exchange(*self._settling(settlement), reading)
+        if any(isinstance(answer, Exception) for answer in settled):
             self._backlog = True  # what was claimed with it is delivered again
             self.settle(settlement)
             return []
@@ -126,24 +126,31 @@ class Consumer:
 
     def settle(self, settlement: Settlement) -> None:
         """Acknowledges what is stored."""
-        self._call(self._settling(settlement))
+        self._call(*self._settling(settlement))
 
-    def _settling(self, settlement: Settlement) -> bytes:
-        """The call, as it goes over the wire: the driver would look at each of thousands of ids."""
+    def _settling(self, settlement: Settlement) -> list[bytes]:
+        """The commands, as they go over the wire: the driver would look at each of thousands of ids.
+
+        Most entries are acknowledged by a plain command, at half of what the function takes for each. The
+        newest one of each run is left to the function, since nobody else gives the run log its expiry: where
+        the connection ends in between, these entries come again, and with them the function.
+        """
         stream_ids, newest = settlement
-        words: list[str | int] = ["FCALL", functions.SETTLE, 1 + len(newest), self._keys.log]
-        words += [*map(self._keys.run, newest), GROUP, int(self._settings.run_log_ttl_s * 1000)]
-        words += [self._settings.run_log_entries, *newest.values()]
-        ids = [b"$%d\r\n%b\r\n" % (len(id), id) for id in stream_ids]
-        return b"".join([b"*%d\r\n" % (len(words) + len(ids)), *map(bulk, words), *ids])
+        tips = {tip.encode() for tip in newest.values()}
+        plain = [id for id in stream_ids if id not in tips]
+        words: list[Any] = [1 + len(newest), self._keys.log, *map(self._keys.run, newest), GROUP]
+        words += [int(self._settings.run_log_ttl_s * 1000), self._settings.run_log_entries]
+        words += [*newest.values(), *(id for id in stream_ids if id in tips)]
+        function = command("FCALL", functions.SETTLE, *words)
+        return [command("XACK", self._keys.log, GROUP, *plain), function] if plain else [function]
 
-    def _exchange(self, packed: bytes, count: int) -> list[Any]:
-        """The answers, refusals among them, to that many commands that are packed already."""
+    def _exchange(self, *commands: bytes) -> list[Any]:
+        """The answers, refusals among them, to commands that are packed already."""
         pool = self._redis.connection_pool
         connection: Any = pool.get_connection()
         try:
-            connection.send_packed_command([packed])
-            return [_answer(connection) for _ in range(count)]
+            connection.send_packed_command([b"".join(commands)])
+            return [_answer(connection) for _ in commands]
         finally:
             pool.release(connection)
 
@@ -219,14 +226,15 @@ class Consumer:
     def _command(self, *words: Any) -> Any:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
-    def _call(self, packed: bytes) -> None:
-        """Calls a server-side function; loads the library first where it is missing."""
-        (answer,) = self._exchange(packed, 1)
-        if isinstance(answer, Exception) and functions.MISSING in str(answer):
+    def _call(self, *commands: bytes) -> None:
+        """Calls server-side functions; loads the library first where it is missing, and repeats all then."""
+        answers = self._exchange(*commands)
+        if any(isinstance(answer, Exception) and functions.MISSING in str(answer) for answer in answers):
             self._redis.function_load(functions.LIBRARY, replace=True)
-            (answer,) = self._exchange(packed, 1)
-        if isinstance(answer, Exception):
-            raise answer
+            answers = self._exchange(*commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
 
 
 def _answer(connection: Any) -> Any:

@@ -1,7 +1,7 @@
 """The figures of a persister: each loop counts for itself, and a scrape reads all of them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from prometheus_client.core import Metric
@@ -67,40 +67,48 @@ class Watched(Protocol):
 def collect(loops: Sequence[Watched]) -> Iterator[Metric]:
     """All figures, by shard."""
     by_shard = {str(shard): loop for shard, loop in enumerate(loops)}
-    figures = {shard: loop.figures for shard, loop in by_shard.items()}
-    now = time.monotonic()
-    yield counter("persister_rows", "Events stored", "shard", {s: its.rows for s, its in figures.items()})
-    for pick in ("batch_rows", "insert_seconds"):
-        each: dict[str, Histogram] = {s: getattr(its, pick) for s, its in figures.items()}
-        first = each["0"]
-        yield histogram(first.name, first.text, each, "shard")
+    for make, name, text, read in _BY_SHARD:
+        yield make(name, text, "shard", {shard: read(loop) for shard, loop in by_shard.items()})
+    for pick in _HISTOGRAMS:
+        each = {shard: pick(loop.figures) for shard, loop in by_shard.items()}
+        yield histogram(each["0"].name, each["0"].text, each, "shard")
     yield counter(
         "persister_retries",
         "Steps that failed and were tried again, by what was at fault",
         "cause",
-        {cause: sum(its.retries[cause] for its in figures.values()) for cause in CAUSES},
+        {cause: sum(loop.figures.retries[cause] for loop in loops) for cause in CAUSES},
     )
-    yield counter(
+
+
+_BY_SHARD: Sequence[tuple[Callable[..., Metric], str, str, Callable[[Watched], float]]] = (
+    (counter, "persister_rows", "Events stored", lambda its: its.figures.rows),
+    (
+        counter,
         "persister_dead_letters",
         "Events that could not be archived",
-        "shard",
-        {s: its.dead_letters for s, its in figures.items()},
-    )
-    yield counter(
+        lambda its: its.figures.dead_letters,
+    ),
+    (
+        counter,
         "persister_lost_entries",
         "Entries that were gone from the log before they were archived",
-        "shard",
-        {s: loop.lost for s, loop in by_shard.items()},
-    )
-    yield gauge(
+        lambda its: its.lost,
+    ),
+    (
+        gauge,
         "persister_busy_seconds",
         "How long the step at hand has taken; a second of it may be waiting for news",
-        "shard",
-        {s: loop.busy_s for s, loop in by_shard.items()},
-    )
-    yield gauge(
+        lambda its: its.busy_s,
+    ),
+    (
+        gauge,
         "persister_progress_age_seconds",
         "Since the last step that did not fail, be it that there was nothing to do",
-        "shard",
-        {s: now - its.progress_at for s, its in figures.items()},
-    )
+        lambda its: time.monotonic() - its.figures.progress_at,
+    ),
+)
+
+_HISTOGRAMS: Sequence[Callable[[Figures], Histogram]] = (
+    lambda figures: figures.batch_rows,
+    lambda figures: figures.insert_seconds,
+)

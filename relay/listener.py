@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from relay.headers import PRIVATE
+
 log = logging.getLogger(__name__)
 
 PORTS = 100
@@ -116,9 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(page.status)
         self.send_header("content-type", page.media_type)
         self.send_header("content-length", str(len(page.body)))
-        self.send_header("cache-control", "no-store")
-        self.send_header("x-content-type-options", "nosniff")
-        self.send_header("referrer-policy", "no-referrer")
+        for name, value in PRIVATE:
+            self.send_header(name.decode(), value.decode())
         self.end_headers()
         self.wfile.write(page.body)
 

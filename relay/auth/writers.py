@@ -23,7 +23,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, Typ
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from relay.auth.reread import Reread
-from relay.errors import Forbidden, Misconfigured, Unauthenticated
+from relay.errors import Forbidden, Misconfigured, RelayError, Unauthenticated
 from relay.settings import Settings, mistakes
 from relay.stream.entry import NewEvent
 from relay.stream.keys import RUN_ID
@@ -123,7 +123,7 @@ class Tokens:
         digest = _digest(authorization)
         grant = self._known.get(digest) or self._find(digest, authorization)
         if grant is not FOR_EVER and not grant.not_before <= time.time() < grant.expires:
-            raise _refused()
+            raise self._refused()
         return grant
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> None:
@@ -140,21 +140,13 @@ class Tokens:
     def _unsigned(self, headers: Mapping[bytes, bytes]) -> Grant:
         if self._signatures and all(name in headers for name in SIGNATURE_HEADERS):
             return SIGNED
-        if not self._configured:
-            raise Misconfigured(
-                "The server has no TELEMETRY_WEBHOOK_TOKEN configured, so it accepts no events."
-            )
-        raise _refused()
+        raise self._refused()
 
     def _find(self, digest: bytes, authorization: bytes) -> Grant:
-        if not self._configured:
-            raise Misconfigured(
-                "The server has no TELEMETRY_WEBHOOK_TOKEN configured, so it accepts no events."
-            )
         scheme, _, token = authorization.partition(b" ")
         grant = self._meaning(token.strip()) if scheme.lower() == b"bearer" else None
         if grant is None:
-            raise _refused()
+            raise self._refused()
         if len(self._known) >= REMEMBERED:
             self._known.clear()
         self._known[digest] = grant
@@ -173,6 +165,15 @@ class Tokens:
             return Grant("run token", run_id)
         return None
 
+    def _refused(self) -> RelayError:
+        if not self._configured:
+            return Misconfigured(
+                "The server has no TELEMETRY_WEBHOOK_TOKEN configured, so it accepts no events."
+            )
+        return Unauthenticated(
+            "The webhook token is missing or wrong; send it as 'Authorization: Bearer <token>'."
+        )
+
 
 def mint_run_token(secrets: str, run_id: str) -> str:
     """A token that writes to one run. Of several secrets, separated by blanks, the first one is used."""
@@ -186,9 +187,3 @@ def _words(secrets: SecretStr | None) -> Sequence[str]:
 
 def _digest(text: bytes) -> bytes:
     return sha256(text).digest()
-
-
-def _refused() -> Unauthenticated:
-    return Unauthenticated(
-        "The webhook token is missing or wrong; send it as 'Authorization: Bearer <token>'."
-    )

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from urllib.parse import parse_qs
 
 from starlette.requests import cookie_parser
 from starlette.types import Scope
@@ -11,7 +10,7 @@ from relay.auth import Ownership, Run
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Caller, Viewers
 from relay.errors import BadRequest, Forbidden, InvalidEvent
-from relay.http.asgi import header
+from relay.http.asgi import header, query
 from relay.http.rate import Rates
 from relay.settings import Settings
 from relay.stream.keys import RUN_ID
@@ -72,7 +71,7 @@ class Access:
         scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
         if scheme.lower() == b"bearer":
             return await self._viewers.check(token.decode("latin-1").strip())
-        tickets = _tickets(scope) if ticket else []
+        tickets = query(scope, "ticket") if ticket else ()
         if tickets:
             return await self._tickets().redeem(tickets[-1])
         # As browsers write them: the standard library's parser drops all after one that it does not like.
@@ -109,7 +108,3 @@ def _conversation(conversation_id: str) -> int:
     if int(conversation_id) <= 0:
         raise BadRequest("conversation_id must be positive")
     return int(conversation_id)
-
-
-def _tickets(scope: Scope) -> list[str]:
-    return parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [])

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.errors import BodyTimeout, BodyTooLarge, UnsupportedMediaType
-from relay.http.headers import PRIVATE
+from relay.headers import PRIVATE
 from relay.http.protocol import EXTENSION
 
 JSON = b"application/json"
@@ -54,6 +55,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
             assert isinstance(value, bytes)  # noqa: S101 - what ASGI says, for the type checker
             return value
     return None
+
+
+def query(scope: Scope, name: str) -> Sequence[str]:
+    """The values of a parameter of the query, in their order."""
+    return parse_qs(scope["query_string"].decode("latin-1")).get(name, ()) if scope["query_string"] else ()
 
 
 def first_headers(headers: Sequence[tuple[bytes, bytes]]) -> Headers:

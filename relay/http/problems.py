@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from relay import errors, metrics
 from relay.events.intake import validation_errors
-from relay.http.headers import PRIVATE
+from relay.headers import PRIVATE
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
-from urllib.parse import parse_qs
 
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
@@ -14,9 +13,9 @@ from relay import metrics
 from relay.auth import Run
 from relay.auth.viewers import Caller
 from relay.errors import NotAcceptable, RelayError, Unavailable
+from relay.headers import PRIVATE
 from relay.http.access import Access
-from relay.http.asgi import PIECE_BYTES, header
-from relay.http.headers import PRIVATE
+from relay.http.asgi import PIECE_BYTES, header, query
 from relay.http.problems import problem
 from relay.http.seats import Seats
 from relay.http.wire import Wire, wire_for
@@ -245,10 +244,9 @@ def _check_accept(scope: Scope) -> None:
 
 def asked_position(scope: Scope) -> str:
     """The position to resume from: the header, or else the query; empty where there is none."""
-    query = parse_qs(scope["query_string"].decode("latin-1"))
-    return (header(scope, b"last-event-id") or b"").decode("latin-1") or query.get("last_event_id", [""])[0]
+    asked = (header(scope, b"last-event-id") or b"").decode("latin-1")
+    return asked or next(iter(query(scope, "last_event_id")), "")
 
 
 def asks_to_resume(scope: Scope) -> bool:
-    query = parse_qs(scope["query_string"].decode("latin-1"))
-    return query.get("resume", [""])[0].lower() in ("true", "1")
+    return next(iter(query(scope, "resume")), "").lower() in ("true", "1")

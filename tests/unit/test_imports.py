@@ -54,6 +54,7 @@ LAYERS = [
         "relay.garbage",
         "relay.metrics",
         "relay.logs",
+        "relay.headers",
     },
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]

@@ -1,4 +1,4 @@
-"""The headers of what viewers get, and of all refusals."""
+"""The headers of what viewers get, of all refusals, and of what operators read."""
 
 PRIVATE = [
     (b"cache-control", b"no-store"),
