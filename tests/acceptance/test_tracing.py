@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg2
@@ -15,6 +16,7 @@ import redis
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from relay.stream.keys import ShardKeys
 from tests.acceptance.running import EVENTS, Relay, Viewer, relay_up, viewer
 from tests.canaries import IN_NO_LOG
 from tests.conftest import Servers
@@ -92,9 +94,8 @@ def new_trace() -> tuple[bytes, bytes, str]:
 def traced_fields(url: str, run_id: str) -> list[bool]:
     """Of each entry of a run: whether it carries a trace."""
     client = redis.Redis.from_url(url)
-    entries = client.xrange(f"relay:{{0}}:run:{run_id}")
+    entries: Any = client.xrange(ShardKeys(0).run(run_id))
     client.close()
-    assert isinstance(entries, list)
     return [fields[b"e"][-9:-8] == b"~" for _, fields in entries]
 
 
@@ -137,11 +138,11 @@ def test_what_is_exported_has_no_secret_and_nothing_of_an_event(traced: Relay, c
     run_id, (trace_id, _, traceparent) = new_run_id(), new_trace()
     traced.claim(run_id)
     batch = [{"kind": kind, "run_id": run_id, "event": event} for kind, event in EXAMPLES.items()]
-    answer = traced.http.post(f"{EVENTS}/batch", json=batch, headers={"traceparent": traceparent})
-    assert answer.status_code == 204
+    httpx.get(f"{traced.run_url(run_id)}/paper?ticket=eyJhbGciOi", headers=viewer(traceparent=traceparent))
     refused = {"traceparent": traceparent, "authorization": "Bearer wrong"}
     assert httpx.post(f"{traced.url}{EVENTS}/batch", json=batch, headers=refused).status_code == 401
-    httpx.get(f"{traced.run_url(run_id)}/paper?ticket=eyJhbGciOi", headers=viewer(traceparent=traceparent))
+    answer = traced.http.post(f"{EVENTS}/batch", json=batch, headers={"traceparent": traceparent})
+    assert answer.status_code == 204
     wait_until(lambda: ("persister", "archive") in collector.spans(trace_id), "the last span", 30)
     assert len(collector.spans(trace_id)) == 3
     exported = b"".join(collector.bodies)
@@ -153,11 +154,9 @@ def test_what_is_exported_has_no_secret_and_nothing_of_an_event(traced: Relay, c
 def test_a_traceparent_that_is_none_harms_nobody(traced: Relay) -> None:
     run_id = new_run_id()
     for wrong in ("", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5000, "é"):
-        answer = traced.http.post(
-            f"{EVENTS}/run-log",
-            json={"run_id": run_id, "event": {"message": "m"}},
-            headers={"traceparent": wrong.encode()},  # type: ignore[dict-item]
-        )
+        body = {"run_id": run_id, "event": {"message": "m"}}
+        header = [(b"traceparent", wrong.encode())]
+        answer = traced.http.post(f"{EVENTS}/run-log", json=body, headers=header)
         assert answer.status_code == 204
     assert traced_fields(traced.redis_url, run_id) == [False] * 5
 
