@@ -45,7 +45,7 @@ def main() -> None:
 def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
     settings = _settings(name)
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         guard(settings)
         spans = tracing.spans(settings, "persister")

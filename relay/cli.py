@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import re
 import secrets
@@ -53,11 +52,12 @@ def main() -> None:
 @click.option("--fd", type=int, help="Take this listening socket instead of host and port.")
 def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     """Run the web service."""
-    logs.configure(_settings().log_format)
-    _check_files(_settings())
+    settings = _settings()
+    logs.configure(settings.log_format, settings.log_level)
+    _check_files(settings)
     try:
-        guard(_settings())
-        tracing.spans(_settings(), "relay")  # said here, and not by every worker in its own way
+        guard(settings)
+        tracing.spans(settings, "relay")  # said here, and not by every worker in its own way
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     try:
@@ -74,7 +74,7 @@ def migrate_() -> None:
     Workers load the functions by themselves where their users may.
     """
     settings = _settings()
-    logs.configure(settings.log_format)
+    logs.configure(settings.log_format, settings.log_level)
     migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
         try:
@@ -99,8 +99,7 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 
     Once all is ready, prints one line of JSON: where it is, and how to get in.
     """
-    os.environ.setdefault("RELAY_LOG_FORMAT", "text")
-    logs.configure(_settings().log_format)
+    _log_for_people()
     stopping = _stop_on_signals()
     with _everything(host, port, data_dir, workers, persisters) as (supervisor, ready):
         click.echo(json.dumps(ready))
@@ -119,7 +118,7 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around.")
 def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
     """Play a recorded run through the real thing, and count what arrived."""
-    logs.configure("text", logging.ERROR)
+    _log_for_people("warning")
     stopping = _stop_on_signals()
     recorded = demonstration.load_trace(trace)
     with (
@@ -156,6 +155,14 @@ def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
         click.echo(mint_viewer_token(_secret("RELAY_VIEWER_SECRET", settings.viewer_secret), user, ttl))
     else:
         raise click.UsageError("Say whose token: either --user or --run.")
+
+
+def _log_for_people(level: logs.Level = "info") -> None:
+    """Unless the environment says otherwise; for all processes that are started from here, too."""
+    os.environ.setdefault("RELAY_LOG_FORMAT", "text")
+    os.environ.setdefault("RELAY_LOG_LEVEL", level)
+    settings = _settings()
+    logs.configure(settings.log_format, settings.log_level)
 
 
 def _secret(name: str, secret: SecretStr | None) -> str:

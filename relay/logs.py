@@ -21,6 +21,7 @@ from typing import Any, Literal
 from relay.errors import RelayError
 
 Format = Literal["json", "text"]
+Level = Literal["debug", "info", "warning", "error"]
 
 FRAMES = 12
 """Of the innermost calls of an exception, that many are told."""
@@ -30,11 +31,11 @@ _CALL = re.compile(r"[^\n(<]*")
 """Of what asyncio says, all before the task or the callback, which it quotes with its arguments."""
 
 
-def configure(format: Format, level: int = logging.INFO) -> None:
-    """For programs, once: everything that is logged or not caught goes to stderr in this format."""
+def configure(format: Format, level: Level = "info") -> None:
+    """For programs, once: what is logged from this level on, or not caught, goes to stderr in this format."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)

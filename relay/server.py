@@ -58,6 +58,7 @@ def application() -> ASGIApp:
 
 def worker() -> ASGIApp:
     """The application in one of several workers, which would outlive a killed parent otherwise."""
-    logs.configure(Settings().log_format)
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
     die_with_parent()
     return application()

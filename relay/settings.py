@@ -82,6 +82,10 @@ class StoreSettings(BaseSettings):
         description="How logs look, on stderr: an object a line for programs, or text for people, as "
         "`relay up` has them.",
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="From which level on something is logged: `warning` leaves out what goes well.",
+    )
     shards: int = Field(
         1,
         ge=1,

@@ -151,6 +151,7 @@ def test_the_demo_counts_what_arrived(place: Path) -> None:
     figures = dict(re.findall(r"│ (\S[^│]*?) +│ ([^│]*?) +│", done.stdout))
     counted = {name: figures[name] for name in ("sent", "seen live", "archived", "lost", "doubled")}
     assert counted == {"sent": "40", "seen live": "40", "archived": "40", "lost": "0", "doubled": "0"}
+    assert "INFO" not in done.stderr, "what goes well is not logged into the middle of it"
 
 
 def test_a_wrong_trace_or_setting_is_a_sentence_not_a_traceback() -> None:

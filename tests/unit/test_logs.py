@@ -78,6 +78,19 @@ def test_what_asyncio_quotes_is_left_out() -> None:
     )
 
 
+def test_what_is_below_the_level_is_not_written() -> None:
+    program = """
+import logging
+from relay import logs
+logs.configure("text", "warning")
+logging.info("too little")
+logging.warning("enough")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("WARNING root: enough")
+
+
 @pytest.mark.parametrize("format", ["json", "text"])
 def test_what_nobody_caught_is_a_line_too(format: Format) -> None:
     program = f"""
