@@ -23,6 +23,9 @@ class Nothing(Service):
     def post(self, run: str, events: int) -> bytes:
         return request(f"/nothing?{run}", b"{}")
 
+    def view(self, run: str) -> bytes:
+        return f"GET /nothing?{run} HTTP/1.1\r\nHost: relay\r\n".encode()
+
 
 def lines(lab: Lab, sizes: Sizes) -> Iterator[str]:
     with lab.nchan(redis=False) as (nginx, _):

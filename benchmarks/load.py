@@ -6,6 +6,7 @@ import struct
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class WentWrong(Exception):
 
 
 @dataclass(frozen=True)
-class Service:
+class Service(ABC):
     """Something that takes POSTs and feeds viewers. `ready` is what a new viewer reads before it has all up
     to now; `to_blank`: and the rest of that block."""
 
@@ -36,16 +37,16 @@ class Service:
     ready: bytes
     to_blank: bool
 
+    @abstractmethod
     def post(self, run: str, events: int) -> bytes:
         """A whole POST of so many events to a run, each with a mark."""
-        raise NotImplementedError
 
-    def claim(self, runs: Sequence[str]) -> None:
+    def claim(self, runs: Sequence[str]) -> None:  # noqa: B027 - most need not
         """Makes the runs known, where viewers need that."""
 
+    @abstractmethod
     def view(self, run: str) -> bytes:
         """A GET of the run's stream, but for the empty line at its end."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

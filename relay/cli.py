@@ -10,16 +10,15 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import FrameType
 
 import click
-import httpx
 import redis.exceptions
 from pydantic import SecretStr, ValidationError
 
-from relay import demo as demonstration
 from relay import embedded, erase, logs, migrate, server, tracing
 from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
@@ -118,6 +117,8 @@ def up(host: str, port: int, data_dir: Path, workers: int, persisters: int) -> N
 @click.option("--keep", is_flag=True, help="Leave everything running afterwards, to look around.")
 def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
     """Play a recorded run through the real thing, and count what arrived."""
+    from relay import demo as demonstration  # noqa: PLC0415 - no worker should have to load it
+
     _log_for_people("warning")
     stopping = _stop_on_signals()
     recorded = demonstration.load_trace(trace)
@@ -265,10 +266,10 @@ def _everything(
         settings = _settings()
         migrate.upgrade(settings.database_url.get_secret_value())
         with server.listen(host, port) as listener:
-            url = f"http://{host}:{listener.getsockname()[1]}"
+            chosen = listener.getsockname()[1]
             argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
             argv += ["--workers", str(workers)]
-            supervisor.add(Part("web", argv, lambda: _answers(url), pass_fds=[listener.fileno()]))
+            supervisor.add(Part("web", argv, lambda: _answers(host, chosen), pass_fds=[listener.fileno()]))
             for number in range(1, persisters + 1):
                 argv = [sys.executable, "-m", "persister", "run", "--name", f"persister-{number}"]
                 supervisor.add(Part(f"persister-{number}", argv, lambda: True))
@@ -276,7 +277,7 @@ def _everything(
                 supervisor,
                 {
                     "ready": True,
-                    "url": url,
+                    "url": f"http://{host}:{chosen}",
                     "redis_url": settings.redis_url.get_secret_value(),
                     "database_url": settings.database_url.get_secret_value(),
                     "ops_url": f"http://{settings.ops_listen}",
@@ -312,11 +313,14 @@ def _secrets(data_dir: Path) -> dict[str, str]:
     return {name: value for name, value in kept.items() if name not in os.environ}
 
 
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+def _answers(host: str, port: int) -> bool:
+    """Whether the web service is ready. It is asked often while it starts, so by the cheapest client."""
+    with closing(HTTPConnection(host, port, timeout=2)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 from contextlib import closing
 from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
+from typing import TYPE_CHECKING
 
 import migrations
 from relay.connect import persister_clients
 from relay.stream import functions
 
+if TYPE_CHECKING:
+    from alembic.config import Config
 
-def config(database_url: str) -> Config:
+
+def config(database_url: str) -> "Config":
     """Alembic's configuration, without a file: the scripts are where the package is."""
+    from alembic.config import Config  # noqa: PLC0415 - with SQLAlchemy, a third of a worker's start
+
     made = Config()
     made.set_main_option("script_location", str(Path(migrations.__file__).parent))
     scheme, separator, rest = database_url.partition("://")
@@ -21,10 +24,14 @@ def config(database_url: str) -> Config:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
+    from alembic import command  # noqa: PLC0415 - as above
+
     command.upgrade(config(database_url), revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
+    from alembic import command  # noqa: PLC0415 - as above
+
     command.downgrade(config(database_url), revision)
 
 

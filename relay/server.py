@@ -7,9 +7,7 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from relay import logs
-from relay.app import create_app
 from relay.garbage import look_rarely
-from relay.http.protocol import StreamingProtocol
 from relay.processes import die_with_parent
 from relay.settings import Settings
 
@@ -27,6 +25,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(listener: socket.socket, workers: int) -> None:
     """Serves until SIGINT or SIGTERM: viewers are told to come back, requests under way are answered."""
+    from relay.http.protocol import StreamingProtocol  # noqa: PLC0415 - not for who only listens
+
     config = uvicorn.Config(
         "relay.server:worker" if workers > 1 else application,
         factory=True,
@@ -51,6 +51,8 @@ def serve(listener: socket.socket, workers: int) -> None:
 
 def application() -> ASGIApp:
     """The application, in a process that has nothing else to do."""
+    from relay.app import create_app  # noqa: PLC0415 - as above: most of what there is to load
+
     app = create_app()
     look_rarely()
     return app

@@ -2,10 +2,10 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-import psycopg2
 import pytest
 import redis
 
@@ -13,6 +13,7 @@ from relay import embedded, migrate
 from relay.processes import running
 from relay.startup import EVERY_CHECK
 from tests.canaries import leaks
+from tests.sql import sql
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +53,8 @@ def session_servers(directory: Path) -> Iterator[Servers]:
     postgres, database_url = embedded.postgres(directory / "postgres")
     with running(valkey), running(postgres):
         migrate.upgrade(database_url)
+        with closing(redis.Redis.from_url(redis_url)) as client:
+            client.config_set("hz", 500)  # how often it looks whether a read has waited for long enough
         yield Servers(redis_url, database_url)
 
 
@@ -61,10 +64,8 @@ def servers(session_servers: Servers) -> Servers:
     client = redis.Redis.from_url(session_servers.redis_url)
     client.flushall()
     client.close()
-    connection = psycopg2.connect(session_servers.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(session_servers.database_url) as cursor:
         cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
         tables = [name for (name,) in cursor.fetchall() if name != "alembic_version"]
         cursor.execute(f"TRUNCATE {', '.join(tables)} CASCADE")
-    connection.close()
     return session_servers

@@ -1,9 +1,11 @@
 """One valid example of every kind, and the small things that tests make again and again."""
 
 import itertools
+import json
 import uuid
 from typing import Any
 
+from relay.stream.entry import NewEvent
 from tests.canaries import PAYLOAD
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -59,3 +61,9 @@ def progress(number: int | None = None, **changes: Any) -> dict[str, Any]:
     """A paper generation event that can be told from all others by its `details.number`."""
     number = next(_numbers) if number is None else number
     return {**EXAMPLES["paper_generation_progress"], "details": {"number": number}, **changes}
+
+
+def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
+    """The same as it is appended to a log."""
+    text = json.dumps(progress(**changes), ensure_ascii=False)
+    return NewEvent(run_id, "paper_generation_progress", text.encode())

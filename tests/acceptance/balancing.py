@@ -13,8 +13,7 @@ from typing import Any
 from relay.embedded import free_port
 from relay.processes import Part, running
 from tests.acceptance.certificates import Authority
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, environment_with, viewer
+from tests.acceptance.running import Relay, answers, environment_with, viewer
 from tests.waiting import wait_until
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "nginx" / "relay.conf"

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from relay.processes import Part, running
 from relay.server import listen
-from tests.acceptance.running import CLIENT, Relay, environment_with, relay_up
+from tests.acceptance.running import CLIENT, Relay, answers, environment_with, relay_up
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,10 +93,3 @@ def service(request: pytest.FixtureRequest) -> Relay:
     """The product under our own protocol class, and under a plain ASGI server."""
     chosen: Relay = request.getfixturevalue("relay" if request.param == "direct" else "plain")
     return chosen
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/livez").status_code == 200
-    except httpx.TransportError:
-        return False

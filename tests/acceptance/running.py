@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import httpx
 import psutil
 
 from relay.auth import mint_viewer_token
+from relay.processes import Part, running
+from relay.server import listen
 from tests.canaries import RUN_SECRET, SECRET, TOKEN
 from tests.waiting import wait_until
 
@@ -28,8 +31,8 @@ SECRETS = {
 CONVERSATION, USER = 7, 42
 EVENTS = "/research-pipeline/events"
 
-CLIENT = httpx.Client(timeout=20)
-"""Nobody in particular. (To make a client takes longer than most requests.)"""
+CLIENT = httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+"""Nobody in particular, on a new connection each time. (To make a client takes longer than most requests.)"""
 
 
 class Relay:
@@ -61,7 +64,9 @@ class Relay:
         return f"{self.url}/conversations/{CONVERSATION}/idea/research-run/{run_id}"
 
     def history(self, run_id: str, **params: Any) -> httpx.Response:
-        return httpx.get(f"{self.run_url(run_id)}/paper-generation-progress", params=params, headers=viewer())
+        return CLIENT.get(
+            f"{self.run_url(run_id)}/paper-generation-progress", params=params, headers=viewer()
+        )
 
     def archived(self, run_id: str, count: int) -> list[dict[str, Any]]:
         """The history, once it has that many events."""
@@ -78,7 +83,7 @@ class Relay:
 
         def answer() -> httpx.Response | None:
             with contextlib.suppress(httpx.ConnectError):
-                return httpx.get(self.ready[of] + path, timeout=20)
+                return CLIENT.get(self.ready[of] + path)
             return None
 
         found = wait_until(answer, "the private listener")
@@ -133,6 +138,30 @@ def relay_up(data_dir: Path, *options: str, **env: str) -> Iterator[Relay]:
             process.wait(60)
             process.stdout.close()
             wait_until(lambda: not any(child.is_running() for child in family), "all processes to end")
+
+
+def answers(url: str) -> bool:
+    try:
+        return CLIENT.get(f"{url}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@contextlib.contextmanager
+def web_worker(log: Path, *program: str, **env: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A web worker by itself, ready: its URL and its process. `program`: what stands for the relay."""
+    with listen("127.0.0.1", 0) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        argv = [sys.executable, "-m", *(program or ["relay"]), "serve", "--fd", str(listener.fileno())]
+        fds = [listener.fileno()]
+        with running(Part("web", argv, lambda: answers(url), env=env, pass_fds=fds, log=log)) as process:
+            yield url, process
+
+
+def a_persister(log: Path, *program: str, **env: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A persister by itself, with the name of the first of `relay up`. `program`: what stands for it."""
+    argv = [sys.executable, "-m", *(program or ["persister"]), "run", "--name", "persister-1"]
+    return running(Part("persister", argv, lambda: True, env=env, log=log))
 
 
 class Viewer:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from relay import metrics
 from relay.metrics import Count, Counts, Histogram
 from tests.acceptance.running import Relay
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
@@ -39,6 +40,7 @@ Series = dict[str, dict[str, set[str]]]
 def series(relay: Relay) -> Series:
     found: Series = {"up": {}}
     for place in ("ops_url", "persister_ops_url"):
+        wait_until(lambda at=place: relay.ops("/readyz", at).status_code == 200, place)  # type: ignore[misc]
         for family in text_string_to_metric_families(relay.ops("/metrics", place).text):
             for sample in family.samples:
                 labels = found.setdefault(sample.name, {})

@@ -5,18 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
-import httpx
-import psycopg2
-
 from relay import embedded
-from relay.processes import Part, running
-from relay.server import listen
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, environment_with, viewer
+from relay.processes import running
+from tests.acceptance.running import CLIENT, Relay, a_persister, environment_with, viewer, web_worker
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -59,8 +54,7 @@ def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, p
     before = relay.archived(run_id, 2)
 
     database_url = relay.database_url.rpartition("/")[0] + "/restored"
-    with closing(psycopg2.connect(relay.database_url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(relay.database_url) as cursor:
         cursor.execute("CREATE DATABASE restored")
         valkey, redis_url = embedded.valkey(place / "valkey")
         run(restoring, backup, place / "valkey", redis_url, database_url)
@@ -73,19 +67,11 @@ def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, p
 def restored(place: Path, redis_url: str, database_url: str, run_id: str) -> object:
     """The history of a run, as a new deployment on these stores has it, once it has both events."""
     env = environment_with(REDIS_URL=redis_url, DATABASE_URL=database_url)
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        web = Part(
-            "web", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=place / "w.log"
-        )
-        argv = [sys.executable, "-m", "persister", "run", "--name", "persister-1"]
-        persister = Part("persister", argv, lambda: True, env=env, log=place / "p.log")
+    with web_worker(place / "w.log", **env) as (url, _), a_persister(place / "p.log", **env):
         path = f"{url}/conversations/7/idea/research-run/{run_id}/paper-generation-progress"
-        with running(web), running(persister):
 
-            def whole() -> object:
-                events = httpx.get(path, headers=viewer()).json()["events"]
-                return events if len(events) == 2 else None
+        def whole() -> object:
+            events = CLIENT.get(path, headers=viewer()).json()["events"]
+            return events if len(events) == 2 else None
 
-            return wait_until(whole, "the event that was not archived yet")
+        return wait_until(whole, "the event that was not archived yet")

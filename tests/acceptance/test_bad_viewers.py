@@ -12,7 +12,7 @@ import redis
 
 from relay.auth import mint_viewer_token
 from tests.acceptance.raw import PROBLEM, exchange, head
-from tests.acceptance.running import CONVERSATION, USER, Relay, Viewer, viewer
+from tests.acceptance.running import CLIENT, CONVERSATION, USER, Relay, Viewer, viewer
 from tests.acceptance.test_bad_input import CANARY, assert_unharmed, log_of
 from tests.canaries import SECRET
 from tests.factories import new_run_id, progress
@@ -214,21 +214,21 @@ def test_row_36_refused_reads_leave_no_key(there: Relay) -> None:
     before = set(client.keys())
     for case in CASES:
         if case.row in (33, 36, 38, 43):
-            httpx.request(case.method, there.url + case.path, headers=case.headers)
+            CLIENT.request(case.method, there.url + case.path, headers=case.headers)
     assert set(client.keys()) - before == set()
     client.close()
 
 
 def test_row_39_a_head_has_an_end(there: Relay) -> None:
     for path in (LIVE, WHOLE):
-        answer = httpx.head(there.url + path, headers=viewer(), timeout=20)
+        answer = CLIENT.head(there.url + path, headers=viewer(), timeout=20)
         assert (answer.status_code, answer.content) == (200, b"")
         assert answer.headers["content-type"].startswith("text/event-stream")
 
 
 def test_row_42_of_a_limit_that_comes_twice_the_last_one_counts(there: Relay) -> None:
     """As of a doubled key in a body: what can not be meant does no harm."""
-    answer = httpx.get(f"{there.url}{HISTORY}?limit=0&limit=1", headers=viewer())
+    answer = CLIENT.get(f"{there.url}{HISTORY}?limit=0&limit=1", headers=viewer())
     assert (answer.status_code, len(answer.json()["events"])) == (200, 1)
 
 
@@ -244,13 +244,13 @@ def test_row_42_a_page_begins_anywhere(there: Relay) -> None:
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/metrics"])
 def test_row_46_in_production_the_paths_are_nobody_s_business(plain: Relay, path: str) -> None:
-    answer = httpx.get(plain.url + path)
+    answer = CLIENT.get(plain.url + path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, PROBLEM)
 
 
 def test_row_46_for_developers_they_are_there(relay: Relay) -> None:
-    assert httpx.get(f"{relay.url}/openapi.json").status_code == 200
-    assert httpx.get(f"{relay.url}/docs").status_code == 200
+    assert CLIENT.get(f"{relay.url}/openapi.json").status_code == 200
+    assert CLIENT.get(f"{relay.url}/docs").status_code == 200
 
 
 def test_after_all_that_a_viewer_sees_what_happens(there: Relay) -> None:

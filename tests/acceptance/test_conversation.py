@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg2
 import pytest
 
-from tests.acceptance.running import EVENTS, USER, Relay, Viewer, relay_up, viewer
+from tests.acceptance.running import CLIENT, EVENTS, USER, Relay, Viewer, relay_up, viewer
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 conversations = itertools.count(1000)
@@ -67,7 +67,7 @@ def archived(relay: Relay, conversation: int, run_id: str, count: int) -> list[i
     path = f"{relay.url}/conversations/{conversation}/idea/research-run/{run_id}/paper-generation-progress"
 
     def ids() -> list[int] | None:
-        found = [event["id"] for event in httpx.get(path, headers=viewer()).json()["events"]]
+        found = [event["id"] for event in CLIENT.get(path, headers=viewer()).json()["events"]]
         return found if len(found) >= count else None
 
     return wait_until(ids, f"{count} archived events", 60) or []
@@ -155,7 +155,7 @@ def test_the_end_of_a_run_is_one_message_among_others(relay: Relay, conversation
 @pytest.mark.parametrize("position", ["abc", "-1", "1.2", "1..2", "9" * 30])
 def test_a_malformed_position_is_refused(relay: Relay, conversation: int, position: str) -> None:
     claim(relay, conversation, 1)
-    answer = httpx.get(url(relay, conversation), headers=viewer() | {"last-event-id": position})
+    answer = CLIENT.get(url(relay, conversation), headers=viewer() | {"last-event-id": position})
     assert (answer.status_code, answer.json()["type"]) == (
         400,
         "urn:rp-relay:problem:malformed-last-event-id",
@@ -173,14 +173,14 @@ def test_only_the_owner_sees_a_conversation(relay: Relay, conversation: int) -> 
     claim(relay, conversation, 1)
 
     def ask(number: Any, headers: dict[str, str]) -> tuple[int, str]:
-        answer = httpx.get(f"{relay.url}/conversations/{number}/events", headers=headers)
+        answer = CLIENT.get(f"{relay.url}/conversations/{number}/events", headers=headers)
         return answer.status_code, answer.json()["detail"]
 
     assert ask(0, {}) == (400, "conversation_id must be positive")
     assert ask(conversation, {})[0] == 401
     assert ask(999_999, viewer()) == (404, "Conversation not found")
     assert ask(conversation, viewer(USER + 1)) == (403, "You do not own this conversation")
-    head = httpx.head(url(relay, conversation), headers=viewer())
+    head = CLIENT.head(url(relay, conversation), headers=viewer())
     assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
 
@@ -215,10 +215,8 @@ def test_a_follower_needs_nobody_else_in_the_shards_that_its_runs_are_not_in(
 def test_a_conversation_without_runs_is_kept_alive_until_it_has_one(
     sharded: Relay, conversation: int
 ) -> None:
-    connection = psycopg2.connect(sharded.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(sharded.database_url) as cursor:
         cursor.execute("INSERT INTO conversations (id, user_id) VALUES (%s, %s)", (conversation, USER))
-    connection.close()
     watching = Sharded(sharded, "", url=url(sharded, conversation)).connected()
     assert watching.status == 200
     wait_until(lambda: len(watching.raw) > 3, "keep-alives")

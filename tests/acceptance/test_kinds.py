@@ -1,24 +1,29 @@
 """Every kind of event, from its webhook to its history, and what it does to its run."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psycopg2
 import pytest
 
 from relay import embedded
 from relay.events.registry import REGISTRY
-from relay.processes import Part, running
-from relay.server import listen
+from relay.processes import running
 from relay.stream.keys import created_at
 from tests.acceptance import toy
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import EVENTS, Relay, Viewer, environment_with, viewer
+from tests.acceptance.running import (
+    CLIENT,
+    EVENTS,
+    Relay,
+    Viewer,
+    a_persister,
+    environment_with,
+    viewer,
+    web_worker,
+)
 from tests.factories import EXAMPLES, new_run_id
+from tests.sql import query, sql
 from tests.waiting import wait_until
 
 MOMENT = "2026-01-02T05:04:05.678901+02:00"
@@ -41,7 +46,7 @@ def body(name: str, run_id: str | None, **beside: Any) -> dict[str, Any]:
 
 
 def get(relay: Relay, run_id: str, path: str) -> Any:
-    return httpx.get(relay.run_url(run_id) + path, headers=viewer()).json()
+    return CLIENT.get(relay.run_url(run_id) + path, headers=viewer()).json()
 
 
 def archived(relay: Relay, run_id: str, path: str, count: int) -> list[dict[str, Any]]:
@@ -122,13 +127,9 @@ def test_the_life_of_a_run_moves_its_state_and_viewers_follow(relay: Relay, run_
 
 def stored(relay: Relay, run_id: str) -> tuple[str, str | None]:
     """The status and the last heartbeat in the database."""
-    connection = psycopg2.connect(relay.database_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT status, last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s", (run_id,)
-        )
-        status, heard = cursor.fetchone() or ("", None)
-    connection.close()
+    statement = "SELECT status, last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s"
+    found = query(relay.database_url, statement, [run_id])
+    status, heard = found[0] if found else ("", None)
     return status, heard and heard.isoformat(timespec="milliseconds")
 
 
@@ -169,25 +170,19 @@ def toys(relay: Relay, place: Path) -> Iterator[Relay]:
     """The product with a kind that only the test knows, on a Valkey of its own."""
     valkey, redis_url = embedded.valkey(place / "valkey")
     stores = {"REDIS_URL": redis_url, "DATABASE_URL": relay.database_url, "RELAY_API_DOCS": "true"}
-    connection = psycopg2.connect(relay.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(relay.database_url) as cursor:
         cursor.execute(toy.TABLE)
-    program = [sys.executable, "-m", "tests.acceptance.toy"]
-    env = environment_with(**stores)
-    with running(valkey), listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        fd = listener.fileno()
-        web = Part(
-            "web", [*program, "relay", "serve", "--fd", str(fd)], lambda: answers(url), env=env, pass_fds=[fd]
-        )
-        persister = Part("persister", [*program, "persister", "run"], lambda: True, env=env)
-        with running(web) as process, running(persister):
-            made = Relay(process, {**relay.ready, "url": url, "redis_url": redis_url})
-            yield made
-            made.http.close()
-    with connection, connection.cursor() as cursor:
+    env, program = environment_with(**stores), "tests.acceptance.toy"
+    with (
+        running(valkey),
+        web_worker(place / "web.log", program, "relay", **env) as (url, process),
+        a_persister(place / "persister.log", program, "persister", **env),
+    ):
+        made = Relay(process, {**relay.ready, "url": url, "redis_url": redis_url})
+        yield made
+        made.http.close()
+    with sql(relay.database_url) as cursor:
         cursor.execute("DROP TABLE toys")
-    connection.close()
 
 
 def test_a_new_kind_is_a_class_and_a_table(toys: Relay) -> None:

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +22,12 @@ from relay.cli import main as relay_command
 from relay.embedded import program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
-from relay.server import listen
 from relay.stream import functions
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, Viewer, environment_with
+from tests.acceptance.running import Relay, Viewer, a_persister, environment_with, web_worker
 from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
 from tests.factories import EXAMPLES, new_run_id, progress
+from tests.sql import sql
 from tests.unit.test_deployment import SERVICES
 from tests.waiting import wait_until
 
@@ -96,8 +94,7 @@ def psql(url: str, script: str) -> None:
 def database_place(session_servers: Servers) -> Iterator[str]:
     """Host, port and name of a database with the roles."""
     superuser = session_servers.database_url
-    with contextlib.closing(psycopg2.connect(superuser)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(superuser) as cursor:
         cursor.execute("CREATE DATABASE least")
         psql(superuser.rpartition("/")[0] + "/least", "roles.sql")
         yield superuser.rpartition("@")[2].rpartition("/")[0] + "/least"
@@ -129,19 +126,14 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
         )
         for name in ("web", "persister")
     )
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        log = directory / "least-privilege"
-        web = Part(
-            "web", argv, lambda: answers(url), env=web_env, pass_fds=[listener.fileno()], log=log / "web.log"
-        )
-        argv = [sys.executable, "-m", "persister", "run", "--name", "least"]
-        persister = Part("persister", argv, lambda: True, env=persister_env, log=log / "persister.log")
-        with running(web) as process, running(persister):
-            relay = Relay(process, {"url": url, "redis_url": "", "database_url": ""})
-            yield Deployment(stores, relay)
-            relay.http.close()
+    log = directory / "least-privilege"
+    with (
+        web_worker(log / "web.log", **web_env) as (url, process),
+        a_persister(log / "persister.log", **persister_env),
+    ):
+        relay = Relay(process, {"url": url, "redis_url": "", "database_url": ""})
+        yield Deployment(stores, relay)
+        relay.http.close()
 
 
 def test_under_these_users_the_product_does_all_that_it_does(deployment: Deployment, directory: Path) -> None:
@@ -181,8 +173,7 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
         body = {"run_id": run_id, **(example if kind.flat else {"event": example})}
         assert relay.post(kind.path, body).status_code == 204
     url = deployment.stores["operator"]["DATABASE_URL"]
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(url) as cursor:
 
         def rows() -> int:
             counts = []
@@ -283,17 +274,13 @@ def test_postgresql_refuses_them_what_they_do_not_need(
     deployment: Deployment, name: str, statement: str
 ) -> None:
     url = deployment.stores[name]["DATABASE_URL"]
-    with (
-        contextlib.closing(psycopg2.connect(url)) as connection,
-        connection.cursor() as cursor,
-        pytest.raises(psycopg2.errors.InsufficientPrivilege),
-    ):
+    with sql(url) as cursor, pytest.raises(psycopg2.errors.InsufficientPrivilege):
         cursor.execute(statement)
 
 
 def test_persisters_may_insert_into_the_table_of_every_kind(deployment: Deployment) -> None:
     url = deployment.stores["persister"]["DATABASE_URL"]
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+    with sql(url) as cursor:
         for table in TABLES:
             cursor.execute("SELECT has_table_privilege(%s, 'INSERT, SELECT')", [table])
             assert cursor.fetchall() == [(True,)], table

@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ import pytest
 import redis
 
 from tests.acceptance.raw import PROBLEM
-from tests.acceptance.running import CONVERSATION, EVENTS, USER, Relay, Viewer, relay_up, viewer
+from tests.acceptance.running import (
+    CONVERSATION,
+    EVENTS,
+    USER,
+    Relay,
+    Viewer,
+    environment_with,
+    relay_up,
+    viewer,
+    web_worker,
+)
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
@@ -119,14 +131,21 @@ def test_a_flood_of_reads_makes_no_key(limited: Relay, store: redis.Redis) -> No
     (pid,) = limited.pids("relay", "serve")
     memory = psutil.Process(pid).memory_info().rss
     mine, others = viewer(), viewer(USER + 1)
-    with httpx.Client(base_url=limited.url) as client:
+    with closing(HTTPConnection(limited.http.base_url.netloc.decode())) as connection:
+
+        def status(method: str, path: str, headers: dict[str, str]) -> int:
+            connection.request(method, path, headers=headers)
+            with connection.getresponse() as answer:
+                answer.read()
+                return answer.status
+
         for number in range(1000):
             run = f"/conversations/{CONVERSATION}/idea/research-run/junk-{number}"
-            assert client.get(f"{run}/events", headers=mine).status_code == 404
-            assert client.head(f"{run}/events", headers=others).status_code == 403
-            assert client.get(f"{run}/paper-generation-progress", headers=mine).status_code == 404
-            assert client.get(f"/conversations/{10**9 + number}/events", headers=mine).status_code == 404
-            assert client.get(f"/junk-{number}", headers=mine).status_code == 404
+            assert status("GET", f"{run}/events", mine) == 404
+            assert status("HEAD", f"{run}/events", others) == 403
+            assert status("GET", f"{run}/paper-generation-progress", mine) == 404
+            assert status("GET", f"/conversations/{10**9 + number}/events", mine) == 404
+            assert status("GET", f"/junk-{number}", mine) == 404
     assert store.dbsize() == keys
     assert psutil.Process(pid).memory_info().rss - memory < 30_000_000
 
@@ -171,9 +190,13 @@ def test_row_40_a_worker_may_have_so_many_streams_and_no_more(limited: Relay) ->
         wait_until(lambda: connect(ALL).status_code == 200, "a place to be free again")
 
 
-def test_row_31_a_token_may_make_so_many_requests_in_a_second_and_no_more(directory: Path) -> None:
-    with relay_up(directory / "rated", RELAY_REQUESTS_PER_S="0.01") as relay:
-        run_id = new_run_id()
+def test_row_31_a_token_may_make_so_many_requests_in_a_second_and_no_more(
+    limited: Relay, place: Path
+) -> None:
+    stores = {"REDIS_URL": limited.redis_url, "DATABASE_URL": limited.database_url}
+    env = environment_with(**stores, RELAY_REQUESTS_PER_S="0.01")
+    with web_worker(place / "web.log", **env) as (url, process):
+        relay, run_id = Relay(process, {**limited.ready, "url": url}), new_run_id()
         assert new_run(relay, run_id).status_code == 204
         assert_refused(new_run(relay, run_id), "rate-limited")
         claim = relay.http.put(f"/research-pipeline/runs/{run_id}", json={"conversation_id": 1, "user_id": 1})
@@ -181,6 +204,7 @@ def test_row_31_a_token_may_make_so_many_requests_in_a_second_and_no_more(direct
         wrong = relay.http.post(PATH, json={}, headers={"authorization": "Bearer x"})
         assert wrong.status_code == 401, "who has no token uses up nothing"
         assert relay.http.get("/livez").status_code == 200
+        relay.http.close()
 
 
 @pytest.mark.parametrize(("missed", "reads"), [(REPLAYED - 1, 1), (REPLAYED, 2), (REPLAYED + 1, 2)])

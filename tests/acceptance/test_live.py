@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.running import CONVERSATION, EVENTS, USER, Relay, Viewer, relay_up, viewer
+from tests.acceptance.running import CLIENT, CONVERSATION, EVENTS, USER, Relay, Viewer, relay_up, viewer
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
@@ -29,7 +29,7 @@ def run_id(service: Relay) -> str:
 
 
 def get(service: Relay, run_id: str, headers: dict[str, str]) -> httpx.Response:
-    return httpx.get(f"{service.run_url(run_id)}/events", headers=viewer() | headers, timeout=10)
+    return CLIENT.get(f"{service.run_url(run_id)}/events", headers=viewer() | headers, timeout=10)
 
 
 def test_the_plain_framing_is_blocks_that_begin_with_data(service: Relay, run_id: str) -> None:
@@ -160,7 +160,7 @@ def test_an_idle_stream_is_kept_alive(service: Relay, run_id: str) -> None:
 
 def test_the_headers_keep_proxies_and_caches_out_of_the_way(service: Relay, run_id: str) -> None:
     for method in ("HEAD", "GET"):
-        with httpx.stream(method, f"{service.run_url(run_id)}/events", headers=viewer()) as answer:
+        with CLIENT.stream(method, f"{service.run_url(run_id)}/events", headers=viewer()) as answer:
             assert answer.status_code == 200
             assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
             assert answer.headers["cache-control"] == "no-store"
@@ -170,7 +170,7 @@ def test_the_headers_keep_proxies_and_caches_out_of_the_way(service: Relay, run_
 @pytest.mark.parametrize("path", ["/events", "/paper-generation-progress", "/nothing-of-that-name"])
 def test_every_answer_is_for_its_reader_alone(service: Relay, run_id: str, path: str) -> None:
     for headers in (viewer(), {}):
-        with httpx.stream("GET", service.run_url(run_id) + path, headers=headers) as answer:
+        with CLIENT.stream("GET", service.run_url(run_id) + path, headers=headers) as answer:
             assert EVERYWHERE.items() <= dict(answer.headers).items(), answer.status_code
 
 
@@ -179,12 +179,12 @@ def test_every_route_reads_a_conversation_s_id_alike(service: Relay, run_id: str
     run = f"{service.url}/conversations/{conversation}/idea/research-run/{run_id}"
     history = f"{run}/paper-generation-progress"
     for url in (history, f"{history}?limit=1", run, f"{run}/events"):
-        answer = httpx.get(url, headers=viewer())
+        answer = CLIENT.get(url, headers=viewer())
         assert (answer.status_code, answer.json()["detail"]) == (422, "conversation_id must be an integer")
 
 
 def test_other_methods_and_types_are_refused(service: Relay, run_id: str) -> None:
-    refused = httpx.post(f"{service.run_url(run_id)}/events", headers=viewer())
+    refused = CLIENT.post(f"{service.run_url(run_id)}/events", headers=viewer())
     assert (refused.status_code, set(refused.headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
     assert refused.headers["content-type"] == "application/problem+json"
     assert get(service, run_id, {"accept": "application/json"}).status_code == 406
@@ -194,7 +194,7 @@ def test_other_methods_and_types_are_refused(service: Relay, run_id: str) -> Non
 def test_the_checks_come_in_the_order_of_the_contract(service: Relay, run_id: str, path: str) -> None:
     def ask(conversation: Any, run: str, headers: dict[str, str]) -> tuple[int, str]:
         url = f"{service.url}/conversations/{conversation}/idea/research-run/{run}{path}"
-        answer = httpx.get(url, headers=headers)
+        answer = CLIENT.get(url, headers=headers)
         assert answer.headers["content-type"] == "application/problem+json"
         return answer.status_code, answer.json()["detail"]
 
@@ -213,7 +213,7 @@ def test_the_checks_come_in_the_order_of_the_contract(service: Relay, run_id: st
 
 def test_the_cookie_lets_a_page_in(service: Relay, run_id: str) -> None:
     token = viewer()["authorization"].removeprefix("Bearer ")
-    answer = httpx.head(
+    answer = CLIENT.head(
         f"{service.run_url(run_id)}/events", headers={"cookie": f'prefs={{"a":1}}; relay_token={token}; b'}
     )
     assert answer.status_code == 200
@@ -267,7 +267,7 @@ def test_a_shutdown_sends_everybody_off_to_come_back(place: Path, workers: int) 
         run_id = new_run_id()
         relay.claim(run_id)
         relay.progress(run_id, progress(1))
-        viewers = [Viewer(relay, run_id).connected() for _ in range(200)]
+        viewers = [Viewer(relay, run_id) for _ in range(200)]
         for watching in viewers:
             watching.wait(1)
         relay.kill("relay", "serve", how=signal.SIGTERM)

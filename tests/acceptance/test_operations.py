@@ -2,18 +2,13 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from relay.processes import Part, running
-from relay.server import listen
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, Viewer, environment_with, viewer
+from tests.acceptance.running import CLIENT, Relay, Viewer, environment_with, viewer, web_worker
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
@@ -45,7 +40,7 @@ def test_row_46_the_private_listener_has_what_users_do_not_see(relay: Relay, pla
         assert relay.ops(path).status_code == 200, path
     assert relay.ops("/openapi.json").json() == relay.http.get("/openapi.json").json()
     assert relay.http.get("/metrics").status_code == 404
-    assert httpx.post(f"{relay.ready['ops_url']}/research-pipeline/events/heartbeat").status_code == 501
+    assert CLIENT.post(f"{relay.ready['ops_url']}/research-pipeline/events/heartbeat").status_code == 501
 
 
 def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) -> None:
@@ -56,7 +51,11 @@ def test_readiness_tells_of_each_store_and_of_what_a_204_is_worth(relay: Relay) 
     }
     assert relay.ops("/readyz").json() == expected
     assert relay.http.get("/readyz").json() == expected
-    assert relay.ops("/readyz", PERSISTER).json() == {"status": "ok", "checks": {"shard 0": "ok"}}
+    at_work = {"status": "ok", "checks": {"shard 0": "ok"}}
+    wait_until(
+        lambda: relay.ops("/readyz", PERSISTER).json() == at_work,
+        "the persister, which may have just started",
+    )
     assert relay.ops("/livez", PERSISTER).json() == {"status": "ok"}
 
 
@@ -145,15 +144,11 @@ def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay:
 
 def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Relay, place: Path) -> None:
     canary, log = "canary-in-a-query", place / "serve.log"
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        env = environment_with(REDIS_URL=relay.redis_url, DATABASE_URL=relay.database_url)
-        part = Part("web", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=log)
-        with running(part):
-            path = f"/conversations/1/idea/research-run/{canary}/events?token={canary}"
-            assert httpx.get(url + path, headers=viewer()).status_code in (403, 404)
-            assert httpx.get(f"{url}/livez?{canary}").status_code == 200
+    env = environment_with(REDIS_URL=relay.redis_url, DATABASE_URL=relay.database_url)
+    with web_worker(log, **env) as (url, _):
+        path = f"/conversations/1/idea/research-run/{canary}/events?token={canary}"
+        assert CLIENT.get(url + path, headers=viewer()).status_code in (403, 404)
+        assert CLIENT.get(f"{url}/livez?{canary}").status_code == 200
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert any("startup complete" in line["message"] for line in lines)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import psycopg2
 import pytest
 
 from persister import copy
@@ -24,10 +23,10 @@ from relay.errors import DatabaseUnavailable
 from relay.processes import Part, running
 from relay.stream.entry import Entry
 from relay.stream.keys import MAX_SHARDS, SEQUENCES, created_at, event_id
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import Relay, environment_with
+from tests.acceptance.running import Relay, answers, environment_with
 from tests.acceptance.test_least_privilege import PASSWORDS, psql
 from tests.factories import new_run_id, progress
+from tests.sql import query, sql
 
 ROOT = Path(__file__).parents[2]
 JANUARY_MS, FEBRUARY_MS = 1_798_761_600_000, 1_801_440_000_000  # of 2027
@@ -46,11 +45,7 @@ def pooled(relay: Relay, directory: Path) -> Iterator[Pooled]:
     server = relay.database_url.rpartition("/")[0]
     place = server.rpartition("@")[2]
     direct = f"postgresql://relay_operator:{PASSWORDS['OPERATOR_PASSWORD']}@{place}/relay"
-    with (
-        contextlib.closing(psycopg2.connect(relay.database_url)) as connection,
-        connection.cursor() as cursor,
-    ):
-        connection.autocommit = True
+    with sql(relay.database_url) as cursor:
         cursor.execute("CREATE DATABASE relay")
         psql(f"{server}/relay", "roles.sql")
         migrate.upgrade(direct)
@@ -157,12 +152,11 @@ def test_copy_and_what_follows_it_write_each_row_once_into_its_partition(pooled:
     assert store.insert(entries[:2], copy.rows(entries[:2])) == []
     assert store.insert(entries, copy.rows(entries)) == []  # COPY is refused: two of them are there
     store.close()
-    with contextlib.closing(psycopg2.connect(pooled.direct)) as connection, connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT id, tableoid::regclass::text, created_at "
-            "FROM rp_paper_generation_events WHERE run_id = 'months' ORDER BY id"
-        )
-        rows = cursor.fetchall()
+    rows = query(
+        pooled.direct,
+        "SELECT id, tableoid::regclass::text, created_at "
+        "FROM rp_paper_generation_events WHERE run_id = 'months' ORDER BY id",
+    )
     where = [f"rp_paper_generation_events_{name}" for name in ("first", "2027_01", "2027_01", "later")]
     assert [row[:2] for row in rows] == list(zip(ids, where, strict=True))
     assert [row[2].isoformat(timespec="milliseconds") for row in rows] == [created_at(id) for id in ids]

@@ -6,22 +6,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import httpx
 import psutil
 import pytest
 import redis
 
-from relay.processes import Part, running
-from relay.server import listen
-from tests.acceptance.conftest import answers
 from tests.acceptance.running import (
+    CLIENT,
     CONVERSATION,
     USER,
     Relay,
     environment_with,
     relay_up,
     viewer,
+    web_worker,
 )
 from tests.canaries import SECRET, TOKEN
 from tests.factories import new_run_id, progress
@@ -48,29 +47,39 @@ def private_listeners(log: Path, count: int) -> list[tuple[int, str]]:
     return [(int(pid), url) for pid, url in found] if len(found) == count else []
 
 
+@pytest.fixture(scope="module")
+def stopped(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """A directory with the data of products that were stopped, and what is in there of each of their runs."""
+    return directory / "stopped", {}
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_it_is_stopped_nothing_stays_behind_and_the_data_does(
-    place: Path, how: signal.Signals
+    stopped: tuple[Path, dict[str, Any]], how: signal.Signals
 ) -> None:
+    data, kept = stopped
     run_id = new_run_id()
-    with relay_up(place / "data", "--workers", "2") as relay:
+    log = data.with_suffix(".log")
+    with relay_up(data, "--workers", "2") as relay:
+        for earlier, events in kept.items():
+            assert relay.archived(earlier, 1) == events
         relay.claim(run_id)
         relay.progress(run_id, progress())
-        before = relay.archived(run_id, 1)
+        kept[run_id] = relay.archived(run_id, 1)
         family = psutil.Process(relay.process.pid).children(recursive=True)
         assert {"valkey-server", "postgres"} <= {child.name() for child in family}
-        private = wait_until(lambda: private_listeners(place / "data.log", 3), "private listeners")
+        private = wait_until(lambda: private_listeners(log, 3), "private listeners")
         assert {pid for pid, _ in private} == {
             *relay.pids("--multiprocessing-fork"),
             *relay.pids("persister"),
         }
-        assert [httpx.get(f"{url}/livez").status_code for _, url in private] == [200] * 3
+        assert [CLIENT.get(f"{url}/livez").status_code for _, url in private] == [200] * 3
         relay.process.send_signal(how)
         relay.process.wait(30)
         wait_until(lambda: not [child for child in family if child.is_running()], "all of them to end")
     if how is signal.SIGKILL:
-        with relay_up(place / "data") as again:
-            assert again.archived(run_id, 1) == before
+        with relay_up(data) as again:
+            assert all(again.archived(its, 1) == events for its, events in kept.items())
 
 
 def test_the_ready_line_says_where_everything_is(relay: Relay) -> None:
@@ -167,15 +176,8 @@ def test_a_wrong_trace_or_setting_is_a_sentence_not_a_traceback() -> None:
 
 
 def test_without_a_token_configured_webhooks_say_so(relay: Relay, place: Path) -> None:
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        env = stores(relay)
-        part = Part(
-            "bare", argv, lambda: answers(url), env=env, pass_fds=[listener.fileno()], log=place / "log"
-        )
-        with running(part):
-            answer = relay.http.post(f"{url}/research-pipeline/events/run-finished", json={})
-            assert (answer.status_code, answer.json()["type"]) == (500, "urn:rp-relay:problem:misconfigured")
-            assert "TELEMETRY_WEBHOOK_TOKEN" in answer.json()["detail"]
-            assert relay.http.get(f"{url}/conversations/1/idea/research-run/r/events").status_code == 500
+    with web_worker(place / "log", **stores(relay)) as (url, _):
+        answer = relay.http.post(f"{url}/research-pipeline/events/run-finished", json={})
+        assert (answer.status_code, answer.json()["type"]) == (500, "urn:rp-relay:problem:misconfigured")
+        assert "TELEMETRY_WEBHOOK_TOKEN" in answer.json()["detail"]
+        assert relay.http.get(f"{url}/conversations/1/idea/research-run/r/events").status_code == 500

@@ -22,11 +22,19 @@ from relay.server import listen
 from relay.settings import Settings
 from relay.startup import EVERY_CHECK, refuse_insecure, without_user
 from tests.acceptance.certificates import Authority, tls_postgres
-from tests.acceptance.conftest import answers
-from tests.acceptance.running import CONVERSATION, USER, environment_with, viewer
+from tests.acceptance.running import (
+    CONVERSATION,
+    USER,
+    a_persister,
+    answers,
+    environment_with,
+    viewer,
+    web_worker,
+)
 from tests.canaries import TOKEN
 from tests.conftest import Servers
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 from tests.waiting import wait_until
 
 PASSWORD = "a-password-of-these-tests"
@@ -120,8 +128,7 @@ def configured(url: str, **settings: str) -> Iterator[None]:
 @contextlib.contextmanager
 def trusting(url: str) -> Iterator[None]:
     """The PostgreSQL at the URL lets everybody in for a while."""
-    with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
+    with sql(url) as cursor:
         cursor.execute("SHOW hba_file")
         ((name,),) = cursor.fetchall()
         hba = Path(name)
@@ -329,32 +336,17 @@ def test_over_tls_with_the_right_authority_the_product_works(
         DATABASE_URL=f"{tls_database_url}{authority.ca}",
     )
     run_id = new_run_id()
-    with listen("127.0.0.1", 0) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        web = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
-        persister = [sys.executable, "-m", "persister", "run", "--name", "tls"]
-        with (
-            running(
-                Part(
-                    "web",
-                    web,
-                    lambda: answers(url),
-                    env=env,
-                    pass_fds=[listener.fileno()],
-                    log=place / "web.log",
-                )
-            ),
-            running(Part("persister", persister, lambda: True, env=env, log=place / "persister.log")),
-            httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}) as http,
-        ):
-            owner = {"conversation_id": CONVERSATION, "user_id": USER}
-            http.put(f"/research-pipeline/runs/{run_id}", json=owner).raise_for_status()
-            event = {"run_id": run_id, "event": progress(1)}
-            http.post("/research-pipeline/events/paper-generation-progress", json=event).raise_for_status()
-            history = f"/conversations/{CONVERSATION}/idea/research-run/{run_id}/paper-generation-progress"
-            wait_until(
-                lambda: http.get(history, headers=viewer()).json()["events"], "the event in the archive"
-            )
+    with (
+        web_worker(place / "web.log", **env) as (url, _),
+        a_persister(place / "persister.log", **env),
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}) as http,
+    ):
+        owner = {"conversation_id": CONVERSATION, "user_id": USER}
+        http.put(f"/research-pipeline/runs/{run_id}", json=owner).raise_for_status()
+        event = {"run_id": run_id, "event": progress(1)}
+        http.post("/research-pipeline/events/paper-generation-progress", json=event).raise_for_status()
+        history = f"/conversations/{CONVERSATION}/idea/research-run/{run_id}/paper-generation-progress"
+        wait_until(lambda: http.get(history, headers=viewer()).json()["events"], "the event in the archive")
 
 
 def test_with_another_authority_nothing_starts(

@@ -7,6 +7,7 @@ included.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -314,18 +315,28 @@ class Watcher:
         fields = dict(line.split(": ", 1) for line in lines if not line.startswith(":"))
         self._retry = self._retry or (any(line == ": reconnect" for line in lines) and "retry" in fields)
         if "data" in fields:
-            self._message(json.loads(fields["data"]))
+            self._message(fields["data"])
         if "id" in fields:
             self._position = fields["id"]
 
-    def _message(self, message: Mapping[str, Any]) -> None:
-        if message["type"] == "initial":
-            self.parts.append(seen(self.run_id, message["data"]["paper_generation_progress"]))
-        elif message["type"] == "paper_generation_progress":
-            self.parts[-1] += seen(self.run_id, [message["data"]])
+    def _message(self, data: str) -> None:
+        kind, events = message(data)
+        if kind == "initial":
+            self.parts.append(list(events))
+        elif kind == "paper_generation_progress":
+            self.parts[-1] += events
             self.arrivals.append(time.monotonic())
 
 
-def seen(run_id: str, payloads: Sequence[Mapping[str, Any]]) -> list[Seen]:
-    """Events as viewers and history have them. That each is of the run is checked by its mark."""
-    return [Seen(payload["id"], mark_of(payload["run_id"], payload["details"])) for payload in payloads]
+@functools.lru_cache(maxsize=256)
+def message(data: str) -> tuple[str, Sequence[Seen]]:
+    """The type of a message, and its events. All viewers of a run are sent the same, soon after another."""
+    said = json.loads(data)
+    if said["type"] == "initial":
+        return "initial", seen(said["data"]["paper_generation_progress"])
+    return said["type"], seen([said["data"]] if said["type"] == "paper_generation_progress" else [])
+
+
+def seen(payloads: Sequence[Mapping[str, Any]]) -> tuple[Seen, ...]:
+    """Events as viewers and history have them. Whose they are is checked by their marks."""
+    return tuple(Seen(payload["id"], mark_of(payload["run_id"], payload["details"])) for payload in payloads)

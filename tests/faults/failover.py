@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def ask(server: Valkey, *words: Any) -> Any:
         return client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
-class Failover:
+class Failover(ABC):
     """Servers with their replicas."""
 
     def __init__(self) -> None:
@@ -50,12 +51,13 @@ class Failover:
         self.others: Sequence[Server] = ()
         self.url: str
 
+    @abstractmethod
     async def start(self) -> None:
-        raise NotImplementedError
+        """Starts all of them, and waits until they are one deployment."""
 
+    @abstractmethod
     def primary(self, shard: int) -> Valkey:
         """The node that the others hold to be it."""
-        raise NotImplementedError
 
     def replicas(self, primary: Valkey) -> list[Valkey]:
         return [node for node in self.nodes if node.alive and _primary_port(node) == primary.port]

@@ -17,7 +17,7 @@ import psutil
 from relay import embedded
 from relay.processes import Part, start
 from relay.startup import EVERY_CHECK
-from tests.acceptance.running import environment_with
+from tests.acceptance.running import CLIENT, environment_with
 from tests.waiting import T, until
 
 INSECURE = {"RELAY_ALLOW_INSECURE": ",".join(EVERY_CHECK)}
@@ -175,7 +175,7 @@ class Web(Server):
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return CLIENT.get(f"{self.url}/readyz", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 

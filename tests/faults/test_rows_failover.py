@@ -1,5 +1,6 @@
 """A primary dies under load, and another server takes over by itself: in a cluster, and under sentinels."""
 
+import asyncio
 import time
 
 import pytest
@@ -20,8 +21,8 @@ async def up(world: World, servers: Failover, shards: int, **env: str) -> None:
     """The product on these servers, under load."""
     await world.add_failover(servers, shards)
     env["RELAY_SHARDS"] = str(shards)
-    for add in (world.add_web, world.add_web, world.add_persister):
-        await add(**env)
+    parts = (world.add_web, world.add_web, world.add_persister)
+    await asyncio.gather(*(add(**env) for add in parts))
     await world.load(runs=12)
 
 

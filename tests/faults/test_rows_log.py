@@ -1,10 +1,15 @@
 """Rows 8 to 15: the event log."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from relay.stream.keys import GROUP
 from tests.faults import disk
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected, Mark
-from tests.faults.world import KEYS, World, seen
+from tests.faults.stores import seen
+from tests.faults.world import KEYS, World
 
 
 async def test_row_08_valkey_is_killed_and_comes_back_with_its_file(world: World, row: Row) -> None:
@@ -108,8 +113,9 @@ async def test_row_13_the_tail_of_the_file_is_torn(world: World, row: Row) -> No
     assert "Truncating the AOF" in world.valkey.output
 
 
-async def flipped(world: World, *launcher: str) -> Mark:
-    """Row 13b, with that persister; which event it is that is damaged in the shard log."""
+@asynccontextmanager
+async def behind(world: World, *launcher: str) -> AsyncIterator[None]:
+    """A fault while that persister, the only one, is frozen and does not have what was acknowledged last."""
     await world.add_valkey()
     await world.add_web()
     persister = await world.add_persister(*launcher)
@@ -117,12 +123,18 @@ async def flipped(world: World, *launcher: str) -> Mark:
     async with world.fault():
         persister.freeze()
         await world.more(world.random.randint(50, 150))
+        yield
+        persister.thaw()
+
+
+async def flipped(world: World, *launcher: str) -> Mark:
+    """Row 13b, with that persister; which event it is that is damaged in the shard log."""
+    async with behind(world, *launcher):
         await world.pause()
         id, fields = world.ask("XREVRANGE", KEYS.log, "+", "-", "COUNT", 50)[world.random.randrange(50)]
         await world.valkey.kill()
         disk.flip(world.valkey, fields[b"e"], fields[b"e"].index(b"0.5") + 2)
         await world.valkey.start()
-        persister.thaw()
         world.go_on()
     return seen(id, fields).mark
 
@@ -164,8 +176,8 @@ async def replaced_by_its_replica(world: World, **env: str) -> None:
     replication = await world.add_proxy(primary.port)
     replica = await world.add_replica(replication.port)
     proxy = await world.add_proxy(primary.port)
-    for add in (world.add_web, world.add_web, world.add_persister):
-        await add(redis_url=primary.url_by(proxy.port), **env)
+    parts = (world.add_web, world.add_web, world.add_persister)
+    await asyncio.gather(*(add(redis_url=primary.url_by(proxy.port), **env) for add in parts))
     await world.load()
     async with world.fault():
         for connection in replication.connections:
@@ -173,7 +185,7 @@ async def replaced_by_its_replica(world: World, **env: str) -> None:
         if env:
             await world.trouble(6)
             before = world.ledger.count
-            await world.trouble(12)
+            await world.trouble(round(12 * world.scale))
             assert world.ledger.count == before, "acknowledged while no replica had it"
         else:
             world.persisters[0].freeze()  # so that what is acknowledged is nowhere else
@@ -194,15 +206,8 @@ async def test_row_15_a_replica_that_is_behind_takes_over(world: World, row: Row
 
 async def lost_group(world: World, *launcher: str) -> None:
     """Row 14b, with that persister."""
-    await world.add_valkey()
-    await world.add_web()
-    persister = await world.add_persister(*launcher)
-    await world.load()
-    async with world.fault():
-        persister.freeze()
-        await world.more(world.random.randint(50, 150))
+    async with behind(world, *launcher):
         world.ask("XGROUP", "DESTROY", KEYS.log, GROUP)
-        persister.thaw()
 
 
 async def test_row_14b_the_persisters_group_is_gone(world: World, row: Row) -> None:

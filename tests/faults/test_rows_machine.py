@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-import psycopg2
 import pytest
 
 from tests.acceptance.running import environment_with
@@ -17,10 +16,11 @@ from tests.faults.oracle import Expected
 from tests.faults.servers import ROOT, START_S, Server
 from tests.faults.test_rows_archive import nobody_noticed
 from tests.faults.world import KEYS, World
+from tests.sql import sql
 from tests.waiting import until
 
 
-@pytest.mark.parametrize("moment", ["whenever", "while it dispatches"])
+@pytest.mark.parametrize("moment", [pytest.param("whenever", marks=pytest.mark.long), "while it dispatches"])
 async def test_row_20_the_log_is_trimmed_past_a_stopped_worker(world: World, row: Row, moment: str) -> None:
     """Its tailer does not trust its place when it goes on, so its viewers read what they missed from the run
     logs, and none starts anew. (The shard log keeps what is younger than a minute at least; a tailer
@@ -112,11 +112,9 @@ async def test_row_29_a_cold_start_of_everything_at_once(world: World, row: Row,
 
 async def _empty_postgres(world: World) -> None:
     await world.add_postgres()
-    with contextlib.closing(psycopg2.connect(world.database_url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("DROP SCHEMA public CASCADE")
-            cursor.execute("CREATE SCHEMA public")
+    with sql(world.database_url) as cursor:
+        cursor.execute("DROP SCHEMA public CASCADE")
+        cursor.execute("CREATE SCHEMA public")
 
 
 FILES, VIEWERS = 256, 300

@@ -1,11 +1,12 @@
 """Rows 16 to 19: the network between the product and Valkey."""
 
+import asyncio
 import time
 from collections.abc import Awaitable
 
-import httpx
 import pytest
 
+from tests.acceptance.running import CLIENT
 from tests.faults.conftest import Row
 from tests.faults.oracle import Expected
 from tests.faults.proxy import Proxy, Toxics
@@ -34,17 +35,18 @@ async def test_row_16_the_answer_to_a_call_never_arrives(world: World, row: Row)
     await world.add_web(redis_url=valkey.url_by(proxy.port))
     await world.add_persister()
     await world.load()
+    swallowed = round(SWALLOWED * world.scale)
     async with world.fault():
-        for number in range(SWALLOWED + CUT):
+        for number in range(swallowed + CUT):
             for connection in proxy.using(b"FCALL"):
-                if number < SWALLOWED:
+                if number < swallowed:
                     connection.replies_to_swallow = 1
                 else:
                     connection.replies_to_cut = 1
             await world.trouble()
             await world.more(world.random.randint(5, 30))
     verdict = await world.over(Expected(unknown=True))
-    assert world.ledger.statuses["503 outcome-unknown"] >= SWALLOWED + CUT
+    assert world.ledger.statuses["503 outcome-unknown"] >= swallowed + CUT
     row(verdict)
 
 
@@ -88,8 +90,7 @@ async def test_row_17_a_slow_network_that_loses_connections(world: World, row: R
 
 async def unready(world: World) -> bool:
     """Whether the worker says that it is not ready, for its tailer alone."""
-    async with httpx.AsyncClient(timeout=5) as client:
-        answer = await client.get(f"{world.webs[0].url}/readyz")
+    answer = await asyncio.to_thread(CLIENT.get, f"{world.webs[0].url}/readyz", timeout=5)
     troubled = {name for name, problem in answer.json()["checks"].items() if problem != "ok"}
     return answer.status_code == 503 and troubled == {"tailers"}
 

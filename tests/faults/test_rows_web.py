@@ -1,5 +1,6 @@
 """Rows 1 to 7: web workers and viewers."""
 
+import asyncio
 import time
 
 import pytest
@@ -66,7 +67,7 @@ async def test_row_04_old_and_new_versions_work_side_by_side(world: World, row: 
     other version, and both drain one group. (There is no release before this one. What stands for it has its
     functions under other names, and writes entries as they were before they had a seal.)"""
     await world.add_valkey()
-    old = [await world.add_web("failing", "other_version") for _ in range(2)]
+    old = await asyncio.gather(*(world.add_web("failing", "other_version") for _ in range(2)))
     before = await world.add_persister("failing", "other_version")
     await world.load()
     async with world.fault():

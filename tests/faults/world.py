@@ -3,29 +3,25 @@
 import asyncio
 import contextlib
 import itertools
-import json
 import random
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
-import psycopg2
-import redis
 
 from relay import migrate
-from relay.connect import persister_redis
-from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, shard_of_run
-from tests.acceptance.running import CONVERSATION, USER
+from relay.stream.keys import ShardKeys, shard_of_run
+from tests.acceptance.running import CLIENT, CONVERSATION, USER
 from tests.canaries import TOKEN
-from tests.faults.clients import Address, Producer, Watcher, mark_of
+from tests.faults.clients import Address, Producer, Watcher
 from tests.faults.failover import Failover
-from tests.faults.oracle import Back, Expected, Facts, Gauge, Ledger, Mark, Seen, Verdict, judge
+from tests.faults.oracle import Back, Expected, Facts, Gauge, Ledger, Verdict, judge
 from tests.faults.proxy import Proxy
 from tests.faults.servers import Persister, Postgres, Server, Valkey, Web, until_in_thread
+from tests.faults.stores import Stores
 from tests.waiting import until
 
 KEYS = ShardKeys(0)
@@ -35,14 +31,14 @@ SETTLE_S = 60.0
 FIRST_204_S, FIRST_LIVE_S = 5.0, 10.0
 
 
-class World:
+class World(Stores):
     """Stores, web workers, persisters, producers and viewers. Everything ends with `close`."""
 
     def __init__(
         self, place: Path, database_url: str, seed: int, scale: float = 1.0, long: bool = False
     ) -> None:
+        super().__init__(database_url)
         self.place = place
-        self.database_url = database_url
         self.seed = seed
         self.scale = scale
         """How long faults last, of what their rows say: shorter in the ordinary suite."""
@@ -62,9 +58,6 @@ class World:
         self._files: dict[int, int] = {}
         self.gauges: list[Callable[[], Gauge]] = []
         """What else has to be back where it was."""
-        self.valkey: Valkey
-        self.shards = 1
-        self._redis_url: str | None = None
 
     # What there is
 
@@ -107,7 +100,7 @@ class World:
         """Instead of one Valkey, several with replicas."""
         self._servers += [*servers.nodes, *servers.others]
         await servers.start()
-        self._redis_url, self.shards = servers.url, shards
+        self.failover_url, self.shards = servers.url, shards
 
     async def add_postgres(self) -> Postgres:
         """A PostgreSQL for this row alone, with its tables; to be added before what uses it."""
@@ -142,7 +135,7 @@ class World:
 
     def _stores(self, redis_url: str | None) -> dict[str, str]:
         return {
-            "REDIS_URL": redis_url or self._redis_url or self.valkey.url,
+            "REDIS_URL": redis_url or self.redis_url,
             "DATABASE_URL": self.database_url,
         }
 
@@ -194,9 +187,11 @@ class World:
     async def claim(self, run_id: str) -> None:
         host, port = self.anywhere()
         owner = {"conversation_id": CONVERSATION, "user_id": USER}
-        async with httpx.AsyncClient(headers={"authorization": f"Bearer {TOKEN}"}, timeout=20) as client:
-            path = f"http://{host}:{port}/research-pipeline/runs/{run_id}"
-            (await client.put(path, json=owner)).raise_for_status()
+        url, headers = (
+            f"http://{host}:{port}/research-pipeline/runs/{run_id}",
+            {"authorization": f"Bearer {TOKEN}"},
+        )
+        (await asyncio.to_thread(CLIENT.put, url, json=owner, headers=headers)).raise_for_status()
 
     async def more(self, events: int = 100, timeout_s: float = 120) -> None:
         """Waits until that many more are acknowledged."""
@@ -271,9 +266,10 @@ class World:
         """Until the archive and all viewers have all; after a while the oracle says what is missing."""
 
         def settled() -> bool:
-            archived = len(self._archive()) + len(self._dead())
-            behind = any(w.numbers < len(self.ledger.of_run(w.run_id)) for w in self.watchers)
-            return archived >= self.ledger.count and not behind and not any(self._group())
+            archived = self.archived() + len(self.dead())
+            acknowledged = Counter(mark.run_id for mark in self.ledger.acknowledged)
+            behind = any(its.numbers < acknowledged[its.run_id] for its in self.watchers)
+            return archived >= self.ledger.count and not behind and not any(self.group())
 
         with contextlib.suppress(AssertionError):
             await until_in_thread(settled, "all to settle", timeout_s)
@@ -282,80 +278,31 @@ class World:
         """Waits until the archive has all that was acknowledged, and nothing is pending."""
 
         def done() -> bool:
-            return len(self._archive()) >= self.ledger.count and not any(self._group())
+            return self.archived() >= self.ledger.count and not any(self.group())
 
         await until_in_thread(done, "the archive to catch up", SETTLE_S)
 
     def facts(self) -> Facts:
         """What everybody holds. Needs Valkey and PostgreSQL."""
-        pending, lag = self._group()
+        pending, lag = self.group()
         shards = {its.run_id: shard_of_run(its.run_id, self.shards) for its in self.producers}
         return Facts(
             ledger=self.ledger,
-            archive=self._archive(),
+            archive=self.archive(),
             viewers=[watcher.viewed for watcher in self.watchers],
             log=sorted(
                 entry
                 for keys in map(ShardKeys, range(self.shards))
-                for entry in self._entries(keys.shard, keys.log)
+                for entry in self.entries(keys.shard, keys.log)
             ),
-            runs={its: self._entries(shard, ShardKeys(shard).run(its)) for its, shard in shards.items()},
-            dead=self._dead(),
+            runs={its: self.entries(shard, ShardKeys(shard).run(its)) for its, shard in shards.items()},
+            dead=self.dead(),
             pending=pending,
             lag=lag,
             gauges=self._gauges(),
             back=self._back(),
             faults=self.faults,
         )
-
-    @property
-    def _url(self) -> str:
-        return self._redis_url or self.valkey.url
-
-    def redis(self, shard: int = 0) -> redis.Redis:
-        return persister_redis(self._url, shard)
-
-    def ask(self, *words: Any) -> Any:
-        """One command to Valkey, on a connection of its own."""
-        with contextlib.closing(self.redis()) as client:
-            return client.execute_command(*words)  # type: ignore[no-untyped-call]
-
-    def query(self, statement: str) -> list[Any]:
-        connection = psycopg2.connect(self.database_url)
-        try:
-            with connection, connection.cursor() as cursor:
-                cursor.execute(statement)
-                return cursor.fetchall()
-        finally:
-            connection.close()
-
-    def _archive(self) -> list[Seen]:
-        rows = self.query("SELECT id, run_id, details FROM rp_paper_generation_events ORDER BY run_id, id")
-        return [Seen(id, mark_of(run_id, details)) for id, run_id, details in rows]
-
-    def _entries(self, shard: int, key: str) -> list[Seen]:
-        with contextlib.closing(self.redis(shard)) as client:
-            entries: Any = client.xrange(key)
-        return [seen(id, fields, shard) for id, fields in entries]
-
-    def _dead(self) -> list[Seen]:
-        found = []
-        for keys in map(ShardKeys, range(self.shards)):
-            with contextlib.closing(self.redis(keys.shard)) as client:
-                letters: Any = client.xrange(keys.dead_letters)
-            found += [seen(fields[b"id"], fields, keys.shard) for _, fields in letters]
-        return found
-
-    def _group(self) -> tuple[int, int]:
-        """How many entries are pending, and not delivered, by our own count."""
-        pending, behind = 0, 0
-        for keys in map(ShardKeys, range(self.shards)):
-            with contextlib.closing(self.redis(keys.shard)) as client:
-                groups: Any = client.xinfo_groups(keys.log)
-                group = next(group for group in groups if group["name"] == GROUP.encode())
-                later: Any = client.xrange(keys.log, f"({group['last-delivered-id'].decode()}")
-            pending, behind = pending + group["pending"], behind + len(later)
-        return pending, behind
 
     def _gauges(self) -> list[Gauge]:
         """Open files of the workers that lived through it all, and what a row adds."""
@@ -385,22 +332,20 @@ class World:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         async with contextlib.AsyncExitStack() as stack:  # so that each is ended, also where one fails
-            for server in self._servers:
-                stack.push_async_callback(server.clear)
+            stores = [server for server in self._servers if not isinstance(server, Web | Persister)]
+            users = [server for server in self._servers if isinstance(server, Web | Persister)]
+            for servers in (stores, users):  # the last first
+                stack.push_async_callback(_all_of, *(server.clear() for server in servers))
             for proxy in self._proxies:
                 stack.push_async_callback(proxy.close)
 
 
-def seen(stream_id: bytes, fields: dict[bytes, bytes], shard: int = 0) -> Seen:
-    """What an entry holds, whatever its seal says."""
-    text = fields[b"e"]
-    details = json.loads(text[: text.rindex(b"}") + 1])["details"]
-    return Seen(event_id(StreamId.parse(stream_id), shard), mark_of(fields[b"r"].decode(), details))
+async def _all_of(*ends: Awaitable[None]) -> None:
+    """All at once, and each to its end. Raises what the first raised that failed."""
+    for outcome in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _files(pid: int) -> int:
     return psutil.Process(pid).num_fds()
-
-
-def marks(found: Sequence[Seen]) -> list[Mark]:
-    return [item.mark for item in found]

@@ -2,12 +2,13 @@
 
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from persister.store import Store
 from relay import connect
 from relay.connect import Database
 from relay.history import History
@@ -59,20 +60,39 @@ def client(servers: Servers) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def archive(servers: Servers) -> Iterator[Store]:
+    """The archive as persisters have it."""
+    made = Store(lambda: connect.database(servers.database_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def short_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A persister that finds nothing new says so at once."""
+    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
+
+
+@pytest.fixture
 async def database(servers: Servers) -> AsyncIterator[Database]:
     opened = Database(servers.database_url, 2)
     yield opened
     opened.close()
 
 
+def publisher_to(redis_url: str, highest: Callable[[], Awaitable[int]], shards: int = 1) -> Publisher:
+    """A publisher as web workers have it. `highest`: the highest id that is taken already."""
+    return Publisher(
+        lambda _: connect.append_link(redis_url),
+        highest,
+        shards=shards,
+        deadline_s=2.8,
+        remember_ms=3_600_000,
+    )
+
+
 @pytest.fixture
 async def publisher(servers: Servers, database: Database) -> AsyncIterator[Publisher]:
-    made = Publisher(
-        lambda _: connect.append_link(servers.redis_url),
-        History(database).highest,
-        shards=1,
-        deadline_s=2.8,
-        remember_ms=60_000,
-    )
+    made = publisher_to(servers.redis_url, History(database).highest)
     yield made
     await made.close()

@@ -2,33 +2,29 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import psycopg2
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from persister import copy
 from persister.consumer import Consumer
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
-from persister.store import Store, also, insert
+from persister.store import Store
 from persister.trim import limit, trim
 from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
-from relay.events.kinds import RunFinished
 from relay.spans import Spans
-from relay.stream.entry import SEAL_BYTES, Entry, NewEvent, traced
+from relay.stream.entry import SEAL_BYTES, NewEvent, traced
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
-from tests.factories import progress
+from tests.factories import event
+from tests.sql import rows, sql
 from tests.waiting import wait_until
 
 KEYS = ShardKeys(0)
@@ -38,28 +34,16 @@ def nothing_archived() -> int:
     return 0
 
 
-def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
-    text = json.dumps(progress(**changes), ensure_ascii=False)
-    return NewEvent(run_id, "paper_generation_progress", text.encode())
-
-
-@pytest.fixture
-def store(servers: Servers) -> Iterator[Store]:
-    made = Store(lambda: database(servers.database_url))
-    yield made
-    made.close()
-
-
 Make = Callable[..., Loop]
 
 
 @pytest.fixture
-def persister(servers: Servers, client: redis.Redis, store: Store) -> Make:
+def persister(servers: Servers, client: redis.Redis, archive: Store) -> Make:
     """Makes persisters of a name; by default they share one connection to each server."""
 
     def make(name: str = "p", use: Store | None = None, **settings: Any) -> Loop:
         chosen = Settings(persister_name=name, **settings)
-        return Loop(client, use or store, 0, chosen)
+        return Loop(client, use or archive, 0, chosen)
 
     return make
 
@@ -72,24 +56,9 @@ def drain(loop: Loop) -> int:
     return total
 
 
-def rows(servers: Servers, columns: str = "id", table: str = "rp_paper_generation_events") -> list[Any]:
-    connection = psycopg2.connect(servers.database_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(f"SELECT {columns} FROM {table} ORDER BY id")  # noqa: S608
-        found = cursor.fetchall()
-    connection.close()
-    return [row[0] if len(row) == 1 else row for row in found]
-
-
 def pending(client: redis.Redis) -> int:
     found: Any = client.xpending(KEYS.log, GROUP)
     return int(found["pending"])
-
-
-@pytest.fixture(autouse=True)
-def short_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A persister that finds nothing new says so at once."""
-    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
 
 
 async def test_events_come_into_the_archive_as_they_are(
@@ -98,25 +67,23 @@ async def test_events_come_into_the_archive_as_they_are(
     sent = [event(substep="naïve ✓ \u2028", progress=0.1), event(substep=None, details=None)]
     ids = await publisher.append(sent)
     assert drain(persister()) == 2
-    found = rows(servers, "id, run_id, step, substep, progress, step_progress, details")
+    found = rows(servers.database_url, "id, run_id, step, substep, progress, step_progress, details")
     expected = [json.loads(new.text) for new in sent]
     assert [row[0] for row in found] == ids
     assert [dict(zip(expected[0], row[2:], strict=True)) for row in found] == expected
     assert pending(client) == 0
-    null_details = rows(servers, "details IS NULL")
+    null_details = rows(servers.database_url, "details IS NULL")
     assert null_details == [False, True], "a missing object is no row value, not the JSON word null"
 
 
 async def test_the_end_of_a_run_gives_the_run_its_status(
     servers: Servers, publisher: Publisher, persister: Make
 ) -> None:
-    connection = psycopg2.connect(servers.database_url)
-    with connection, connection.cursor() as cursor:
+    with sql(servers.database_url) as cursor:
         cursor.execute("INSERT INTO conversations (id, user_id) VALUES (1, 1)")
         cursor.execute(
             "INSERT INTO research_pipeline_runs (run_id, conversation_id) VALUES ('run-1', 1), ('run-2', 1)"
         )
-    connection.close()
     end = '{"event_type":"run_finished","metadata":{"success":%s,"message":"why"}}'
     ends = [
         NewEvent(run, "run_finished", (end % success).encode())
@@ -125,14 +92,14 @@ async def test_the_end_of_a_run_gives_the_run_its_status(
     await publisher.append(ends)
     drain(persister())
     found = rows(
-        servers,
+        servers.database_url,
         "run_id, status, error_message, finished_at IS NOT NULL",
         "(SELECT *, run_id AS id FROM research_pipeline_runs) AS run",
     )
     assert found == [("run-1", "failed", "why", True), ("run-2", "completed", None, True)], (
         "the first end counts"
     )
-    assert len(rows(servers, table="research_pipeline_run_events")) == 3
+    assert len(rows(servers.database_url, table="research_pipeline_run_events")) == 3
 
 
 class DyingStore(Store):
@@ -151,9 +118,9 @@ async def test_a_persister_that_died_after_the_commit_doubles_nothing(
     with pytest.raises(SystemExit):
         drain(persister(use=dying))
     dying.close()
-    assert (rows(servers), pending(client)) == (ids, 10)
+    assert (rows(servers.database_url), pending(client)) == (ids, 10)
     assert drain(persister()) == 10, "its own backlog comes first"
-    assert (rows(servers), pending(client)) == (ids, 0)
+    assert (rows(servers.database_url), pending(client)) == (ids, 0)
 
 
 async def test_a_stop_ends_a_backlog_after_the_batch_at_hand(
@@ -164,7 +131,7 @@ async def test_a_stop_ends_a_backlog_after_the_batch_at_hand(
     loop.stop()
     assert loop.step() == 2
     loop.run()
-    assert (rows(servers), pending(client)) == (ids[:2], 0)
+    assert (rows(servers.database_url), pending(client)) == (ids[:2], 0)
 
 
 async def test_a_backlog_does_not_keep_a_persister_from_what_a_silent_peer_left(
@@ -175,7 +142,7 @@ async def test_a_backlog_does_not_keep_a_persister_from_what_a_silent_peer_left(
     loop = persister(persister_batch=2, persister_claim_s=0.001)
     for _ in range(3):
         loop.step()
-    assert ids[0] in rows(servers)
+    assert ids[0] in rows(servers.database_url)
 
 
 async def test_what_a_silent_peer_left_is_taken_over(
@@ -187,7 +154,7 @@ async def test_what_a_silent_peer_left_is_taken_over(
     patient, eager = persister("patient"), persister("eager", persister_claim_s=0.01)
     assert drain(patient) == 0, "the peer may still be at work"
     wait_until(lambda: drain(eager), "the abandoned entries")
-    assert (rows(servers), pending(client)) == (ids, 0)
+    assert (rows(servers.database_url), pending(client)) == (ids, 0)
 
 
 async def test_several_persisters_share_the_work(servers: Servers, publisher: Publisher) -> None:
@@ -206,7 +173,7 @@ async def test_several_persisters_share_the_work(servers: Servers, publisher: Pu
     ids = []
     for _ in range(50):
         ids += await publisher.append([event(f"run-{number}") for number in range(20)])
-    wait_until(lambda: len(rows(servers)) == len(ids), "all rows")
+    wait_until(lambda: len(rows(servers.database_url)) == len(ids), "all rows")
     client = persister_redis(servers.redis_url)
     wait_until(lambda: pending(client) == 0, "all acknowledgements")
     consumers: Any = client.xinfo_consumers(KEYS.log, GROUP)
@@ -215,7 +182,7 @@ async def test_several_persisters_share_the_work(servers: Servers, publisher: Pu
     for thread in threads:
         thread.join()
     client.close()
-    assert rows(servers) == ids
+    assert rows(servers.database_url) == ids
     assert len(consumers) == 3
 
 
@@ -230,23 +197,20 @@ async def test_while_the_database_is_away_nothing_is_acknowledged(
         drain(persister(use=Store(away)))
     assert pending(client) == 5
     drain(persister())
-    assert rows(servers) == ids
+    assert rows(servers.database_url) == ids
 
 
 async def test_a_schema_that_is_not_there_yet_is_waited_for(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     ids = await publisher.append([event()])
-    connection = psycopg2.connect(servers.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
+    with sql(servers.database_url) as cursor:
         cursor.execute("ALTER TABLE rp_paper_generation_events RENAME TO elsewhere")
         with pytest.raises(DatabaseUnavailable):
             drain(persister())
         cursor.execute("ALTER TABLE elsewhere RENAME TO rp_paper_generation_events")
-    connection.close()
     drain(persister())
-    assert rows(servers) == ids
+    assert rows(servers.database_url) == ids
 
 
 BAD = [
@@ -266,7 +230,7 @@ async def test_a_bad_event_goes_to_the_dead_letters_and_all_others_to_the_archiv
         [*events[:70], NewEvent("run-1", "paper_generation_progress", text), *events[70:]]
     )
     assert drain(persister()) == 100
-    assert rows(servers) == ids[:70] + ids[71:]
+    assert rows(servers.database_url) == ids[:70] + ids[71:]
     (letter,) = DeadLetters([client])
     assert letter.entry is not None
     assert (letter.entry.id, letter.entry.text, bool(letter.reason)) == (ids[70], text, True)
@@ -284,7 +248,7 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
         "its kind is not known to this version",
         "it does not have the fields of an event",
     ]
-    assert (len(rows(servers)), pending(client)) == (1, 0)
+    assert (len(rows(servers.database_url)), pending(client)) == (1, 0)
 
 
 async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_is_as_any(
@@ -302,7 +266,7 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     (span,) = exporter.get_finished_spans()
     assert span.attributes is not None
     assert (span.attributes["relay.events"], span.attributes["relay.dead_letters"]) == (2, 1)
-    assert (len(rows(servers)), pending(client)) == (2, 0)
+    assert (len(rows(servers.database_url)), pending(client)) == (2, 0)
     texts = [letter.fields["e"][:-SEAL_BYTES] for letter in DeadLetters([client]) if letter.entry]
     assert sorted(texts) == sorted(one.text.decode() for one in (bad, unknown))
 
@@ -318,7 +282,7 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
 
 
 async def test_a_dead_letter_is_requeued_under_its_own_id(
-    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, store: Store
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, archive: Store
 ) -> None:
     ids = await publisher.append(
         [NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')]
@@ -326,16 +290,13 @@ async def test_a_dead_letter_is_requeued_under_its_own_id(
     drain(persister())
     letters = DeadLetters([client])
     (letter,) = letters
-    assert letters.requeue(letter, store), "the cause is still there"
-    connection = psycopg2.connect(servers.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
+    assert letters.requeue(letter, archive), "the cause is still there"
+    with sql(servers.database_url) as cursor:
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step DROP NOT NULL")
-        assert letters.requeue(letter, store) is None
-        assert (rows(servers), list(letters)) == (ids, [])
+        assert letters.requeue(letter, archive) is None
+        assert (rows(servers.database_url), list(letters)) == (ids, [])
         cursor.execute("DELETE FROM rp_paper_generation_events")
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step SET NOT NULL")
-    connection.close()
 
 
 async def test_a_lost_log_is_drained_again_from_its_beginning(
@@ -347,7 +308,7 @@ async def test_a_lost_log_is_drained_again_from_its_beginning(
     client.flushall()
     second = await publisher.append([event()])
     drain(loop)
-    assert rows(servers) == first + second
+    assert rows(servers.database_url) == first + second
 
 
 async def test_a_log_that_a_persister_makes_begins_above_the_archive(
@@ -377,46 +338,6 @@ async def test_only_what_is_archived_and_old_is_trimmed(
     assert trim(client, 0, timedelta(seconds=-1)) > 0
 
 
-TEXTS = st.text(
-    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20
-) | st.sampled_from(["\\N", "\\", "\t", "\n", "\r\n", "\\.", "\u2028", "\x7f", "a\\tb", '"', "\x01"])
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60)
-DETAILS = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=TEXTS, details=st.none() | st.dictionaries(TEXTS, DETAILS, max_size=3))
-def test_copy_and_insert_store_the_same(servers: Servers, store: Store, text: str, details: Any) -> None:
-    made = event(step=text, substep=text, details=details).text
-    entries = [Entry(id, "run-1", "paper_generation_progress", made) for id in (1 << 40, (1 << 40) + 1)]
-    ready = copy.rows(entries[:1])
-    assert ready is not None
-    assert store.insert(entries[:1], ready) == store.insert(entries[1:]) == []
-    copied, inserted = rows(
-        servers, "step, substep, progress, step_progress, details, occurred_at, created_at"
-    )
-    assert copied == inserted
-    delete(servers)
-
-
-def delete(servers: Servers) -> None:
-    connection = psycopg2.connect(servers.database_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute("TRUNCATE rp_paper_generation_events")
-    connection.close()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [b'{"step":1}', b'{"step":"s","progress":"x"}', b'{"step":"s","progress":true}', b"{no JSON}"],
-)
-def test_what_the_webhook_does_not_make_is_no_row(text: bytes) -> None:
-    assert copy.rows([Entry(1 << 40, "run-1", "paper_generation_progress", text)]) is None
-
-
 @pytest.mark.parametrize(
     ("pending", "delivered", "retained", "stays"),
     [
@@ -430,24 +351,3 @@ def test_the_limit_of_trimming_is_compared_in_numbers(
     pending: StreamId | None, delivered: StreamId, retained: StreamId, stays: StreamId
 ) -> None:
     assert limit(pending, delivered, retained) == stays
-
-
-def test_the_statements_of_a_kind_are_these() -> None:
-    inserted, updated = [" ".join(statement(RunFinished).split()) for statement in (insert, also)]
-    assert inserted == (
-        "INSERT INTO research_pipeline_run_events "
-        "(id, run_id, event_type, metadata, occurred_at, created_at) "
-        "SELECT id, run_id, event_type, metadata, occurred_at, created_at "
-        "FROM jsonb_to_recordset(%(events)s::jsonb) "
-        "AS event(id bigint, run_id text, event_type text, metadata jsonb, "
-        "occurred_at timestamptz, created_at timestamptz) "
-        "ORDER BY id ON CONFLICT (id) DO NOTHING"
-    )
-    assert updated.startswith(
-        "WITH events AS ( SELECT id, run_id, event_type, metadata, occurred_at, created_at FROM"
-    )
-    assert "UPDATE research_pipeline_runs" in updated
-    assert copy.statement(RunFinished) == (
-        "COPY research_pipeline_run_events (id, run_id, event_type, metadata, occurred_at, created_at) "
-        "FROM STDIN (ENCODING 'UTF8')"
-    )

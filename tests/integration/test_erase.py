@@ -1,12 +1,9 @@
 """A run that is erased is gone from all four stores, and does not come back."""
 
-import json
 import threading
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import psycopg2
 import pytest
 import redis
 from click.testing import CliRunner
@@ -22,37 +19,21 @@ from relay.stream.entry import NewEvent, decode
 from relay.stream.keys import GROUP, MAX_SHARDS, ShardKeys
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
-from tests.factories import progress
+from tests.factories import event
+from tests.sql import query
 
 KEYS = ShardKeys(0)
 GONE, STAYS = "run-to-erase", "run-to-keep"
 
 
 @pytest.fixture
-def store(servers: Servers) -> Iterator[Store]:
-    made = Store(lambda: database(servers.database_url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def persister(client: redis.Redis, store: Store) -> Loop:
-    return Loop(client, store, 0, Settings(persister_name="p"))
-
-
-def event(run_id: str) -> NewEvent:
-    return NewEvent(run_id, "paper_generation_progress", json.dumps(progress()).encode())
+def persister(client: redis.Redis, archive: Store) -> Loop:
+    return Loop(client, archive, 0, Settings(persister_name="p"))
 
 
 def rows(servers: Servers, run_id: str) -> int:
-    connection = psycopg2.connect(servers.database_url)
-    with connection, connection.cursor() as cursor:
-        found = []
-        for table in TABLES:
-            cursor.execute(f"SELECT id FROM {table} WHERE run_id = %s", [run_id])  # noqa: S608
-            found += cursor.fetchall()
-    connection.close()
-    return len(found)
+    statements = [f"SELECT id FROM {table} WHERE run_id = %s" for table in TABLES]  # noqa: S608
+    return sum(len(query(servers.database_url, statement, [run_id])) for statement in statements)
 
 
 def traces(client: redis.Redis, run_id: str) -> list[Any]:
@@ -100,7 +81,7 @@ def test_it_is_erased_from_every_shard_whatever_the_environment_says_of_them(
 
 
 async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
-    servers: Servers, client: redis.Redis, publisher: Publisher, store: Store
+    servers: Servers, client: redis.Redis, publisher: Publisher, archive: Store
 ) -> None:
     await publisher.append([event(GONE), event(STAYS), event(GONE)])
     reply: Any = client.xreadgroup(GROUP, "slow", {KEYS.log: ">"})
@@ -117,7 +98,7 @@ async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     erasing.start()
     assert waits.wait(20)
     assert not erased
-    assert store.insert(entries) == []
+    assert archive.insert(entries) == []
     client.xack(KEYS.log, GROUP, *(id for id, _ in delivered))
     erasing.join(20)
     other.close()
@@ -142,14 +123,14 @@ async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is
 
 @pytest.mark.parametrize("name", ["p", "another"])
 async def test_only_what_nobody_asked_to_be_gone_is_reported_as_lost(
-    servers: Servers, client: redis.Redis, publisher: Publisher, store: Store, name: str
+    servers: Servers, client: redis.Redis, publisher: Publisher, archive: Store, name: str
 ) -> None:
     await publisher.append([event(GONE), event(STAYS), event(GONE), event(STAYS)])
     reply: Any = client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
     with pytest.raises(StillHeld):
         erase([client], partial(database, servers.database_url), GONE, patience_s=0)
     client.xdel(KEYS.log, reply[0][1][3][0])
-    persister = Loop(client, store, 0, Settings(persister_name=name, persister_claim_s=0.001))
+    persister = Loop(client, archive, 0, Settings(persister_name=name, persister_claim_s=0.001))
     while persister.step():
         pass
     assert (rows(servers, GONE), rows(servers, STAYS)) == (0, 1)

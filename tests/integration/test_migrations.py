@@ -7,15 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg2
 import pytest
 
 import migrations
 from relay import migrate
 from relay.events.registry import TABLES
 from tests.conftest import Servers
+from tests.sql import query, sql
 
 FIXED = {
     "id": "bigint",
@@ -34,22 +33,10 @@ OWN = {"alembic_version", "conversations", "research_pipeline_runs"}
 @pytest.fixture
 def empty_database(session_servers: Servers) -> Iterator[str]:
     """A database without any table."""
-    connection = psycopg2.connect(session_servers.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
+    with sql(session_servers.database_url) as cursor:
         cursor.execute("CREATE DATABASE empty")
         yield session_servers.database_url.rsplit("/", 1)[0] + "/empty"
         cursor.execute("DROP DATABASE empty WITH (FORCE)")
-    connection.close()
-
-
-def query(url: str, statement: str) -> list[Any]:
-    connection = psycopg2.connect(url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute(statement)
-        found = cursor.fetchall()
-    connection.close()
-    return found
 
 
 def tables(url: str) -> set[str]:

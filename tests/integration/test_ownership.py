@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Iterator
 
-import psycopg2
 import pytest
 
 from relay.auth import Ownership, Run
@@ -12,6 +11,7 @@ from relay.errors import Conflict, DatabaseUnavailable, Forbidden, Misconfigured
 from relay.link import SharedLink
 from relay.settings import Settings
 from tests.conftest import Servers
+from tests.sql import sql
 
 MINE, OTHER = Caller(7, 2**40), Caller(8, 2**40)
 MAPPED = {
@@ -32,9 +32,7 @@ async def link(servers: Servers) -> AsyncIterator[SharedLink]:
 @pytest.fixture
 def application(servers: Servers) -> Iterator[None]:
     """Tables that are not ours."""
-    connection = psycopg2.connect(servers.database_url)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
+    with sql(servers.database_url) as cursor:
         cursor.execute("CREATE TABLE chats (id INT, owner INT)")
         cursor.execute("CREATE TABLE jobs (name TEXT, chat INT, state TEXT)")
         cursor.execute("INSERT INTO chats VALUES (1, 7), (2, 8), (3, 7)")
@@ -42,7 +40,6 @@ def application(servers: Servers) -> Iterator[None]:
         cursor.execute(f"INSERT INTO jobs VALUES {jobs}")  # noqa: S608
         yield
         cursor.execute("DROP TABLE chats, jobs")
-    connection.close()
 
 
 def nowhere() -> Database:

@@ -1,11 +1,9 @@
 """Retention: what is older goes, a batch at a time, and nothing that is younger."""
 
 import time
-from contextlib import closing
 from datetime import timedelta
 from functools import partial
 
-import psycopg2
 import pytest
 import redis
 from click.testing import CliRunner
@@ -18,17 +16,14 @@ from relay.connect import database
 from relay.events.registry import TABLES
 from relay.stream.keys import EPOCH_MS, MAX_SHARDS, SEQUENCES, ShardKeys, event_id
 from tests.conftest import Servers
+from tests.sql import query, sql
 
 DAY_MS = 86_400_000
 NOW_MS = EPOCH_MS + 400 * DAY_MS
 
 
 def insert(servers: Servers, ids: list[int]) -> None:
-    with (
-        closing(psycopg2.connect(servers.database_url)) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
+    with sql(servers.database_url) as cursor:
         cursor.executemany(
             "INSERT INTO rp_run_log_events (id, run_id, message, level, created_at) "
             "VALUES (%s, 'r', 'm', 'info', now())",
@@ -37,9 +32,7 @@ def insert(servers: Servers, ids: list[int]) -> None:
 
 
 def remaining(servers: Servers) -> list[int]:
-    with closing(psycopg2.connect(servers.database_url)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT id FROM rp_run_log_events ORDER BY id")
-        return [id for (id,) in cursor.fetchall()]
+    return [id for (id,) in query(servers.database_url, "SELECT id FROM rp_run_log_events ORDER BY id")]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 5_000])

@@ -22,6 +22,7 @@ from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
 from relay.stream.publish import CALL_EVENTS, Publisher
 from tests.conftest import Servers
+from tests.integration.conftest import publisher_to
 from tests.waiting import until
 
 LOG = ShardKeys(0).log
@@ -121,13 +122,7 @@ async def test_a_log_is_not_made_while_nobody_knows_which_ids_are_taken(servers:
     async def nobody_knows() -> int:
         raise DatabaseUnavailable
 
-    lonely = Publisher(
-        lambda _: connect.append_link(servers.redis_url),
-        nobody_knows,
-        shards=1,
-        deadline_s=2,
-        remember_ms=1000,
-    )
+    lonely = publisher_to(servers.redis_url, nobody_knows)
     with pytest.raises(NotStored):
         await lonely.append([event()])
     await lonely.close()
@@ -136,13 +131,7 @@ async def test_a_log_is_not_made_while_nobody_knows_which_ids_are_taken(servers:
 async def test_runs_spread_over_shards_and_a_batch_keeps_its_order(
     servers: Servers, database: Database
 ) -> None:
-    sharded = Publisher(
-        lambda _: connect.append_link(servers.redis_url),
-        History(database).highest,
-        shards=4,
-        deadline_s=2.8,
-        remember_ms=60_000,
-    )
+    sharded = publisher_to(servers.redis_url, History(database).highest, shards=4)
     events = [event(f"run-{number}") for number in range(20)] * 2
     ids = await sharded.append(events, "key")
     assert [shard_of_event(id) for id in ids] == [shard_of_run(sent.run_id, 4) for sent in events]

@@ -12,7 +12,7 @@ from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
 from relay import connect
-from relay.connect import Database, persister_redis
+from relay.connect import Database
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.history import (
     PAGE,
@@ -25,14 +25,10 @@ from relay.stream.keys import START, ShardKeys, created_at
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
 from tests.conftest import Servers
-from tests.factories import progress
+from tests.factories import event
 
 RUN = "run-1"
 LOG = ShardKeys(0).run(RUN)
-
-
-def event(run_id: str = RUN) -> NewEvent:
-    return NewEvent(run_id, "paper_generation_progress", json.dumps(progress()).encode())
 
 
 END = NewEvent(
@@ -48,13 +44,8 @@ async def replay(servers: Servers, database: Database) -> AsyncIterator[Replay]:
 
 
 @pytest.fixture
-def persister(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    monkeypatch.setattr("persister.consumer.BLOCK_MS", 20)
-    client = persister_redis(servers.redis_url)
-    store = Store(lambda: connect.database(servers.database_url))
-    yield Loop(client, store, 0, Settings(persister_name="p"))
-    store.close()
-    client.close()
+def persister(client: redis.Redis, archive: Store) -> Loop:
+    return Loop(client, archive, 0, Settings(persister_name="p"))
 
 
 @pytest.fixture

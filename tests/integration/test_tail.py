@@ -16,7 +16,7 @@ from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
 from relay.stream.tail import Tailer
 from tests.conftest import Servers
-from tests.integration.test_replay import event
+from tests.factories import event
 from tests.unit.test_hub import Wire
 from tests.waiting import until
 

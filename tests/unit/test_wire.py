@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -22,42 +24,45 @@ class Connection(asyncio.Protocol):
     def carry(self, stream: Any) -> None:
         self.stream = stream
 
-    def __init__(self) -> None:
-        self.made, self.lost = asyncio.Event(), asyncio.Event()
+    def __init__(self, made: "asyncio.Queue[Connection]") -> None:
+        self.made = made
+        self.lost = asyncio.Event()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.made.set()
+        self.made.put_nowait(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost.set()
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[Any, "asyncio.Queue[Connection]"]]:
+    """The address of a server, and the connections that are made to it."""
+    connections: asyncio.Queue[Connection] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(connections), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname(), connections
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_viewer_whose_transport_closed_unheard_hurts_nobody(loop_factory: Any) -> None:
     async def scenario() -> None:
         sent: list[Any] = []
-        connections: list[Connection] = []
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        def connected() -> Connection:
-            connections.append(Connection())
-            return connections[-1]
-
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(connected, "127.0.0.1", 0)
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        while not connections:  # noqa: ASYNC110 - the loop accepts in its own time
-            await asyncio.sleep(0)
-        try:
-            await check(connections[0], DirectWire(connections[0], send))  # type: ignore[arg-type]
+        async with listening() as (address, connections):
+            _, writer = await asyncio.open_connection(*address)
+            connection = await connections.get()
+            await check(connection, DirectWire(connection, send))  # type: ignore[arg-type]
             assert sent == []
-        finally:
             writer.close()
-            connections[0].transport.close()
-            server.close()
+            connection.transport.close()
 
     async def check(connection: Connection, wire: DirectWire) -> None:
         hub = Hub()
@@ -85,29 +90,21 @@ def test_bytes_arrive_in_order_whether_they_go_through_the_transport_or_past_it(
     unread: list[int] = []
 
     async def scenario() -> None:
-        connections: asyncio.Queue[Connection] = asyncio.Queue()
-
-        def connected() -> Connection:
-            connections.put_nowait(connection := Connection())
-            return connection
-
         async def send(message: Any) -> None:
             wire._transport.write(message["body"])
 
-        server = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        connection = await connections.get()
-        await connection.made.wait()
-        wire = DirectWire(connection, send)  # type: ignore[arg-type]
-        await wire.send(pieces[0])
-        unread.extend(wire.write(piece) for piece in pieces[1:100])
-        received = await reader.readexactly(len(b"".join(pieces[:100])))
-        unread.extend(wire.write(piece) for piece in pieces[100:])
-        received += await reader.readexactly(len(b"".join(pieces[100:])))
-        assert received == b"".join(pieces)
-        writer.close()
-        connection.transport.close()
-        server.close()
+        async with listening() as (address, connections):
+            reader, writer = await asyncio.open_connection(*address)
+            connection = await connections.get()
+            wire = DirectWire(connection, send)  # type: ignore[arg-type]
+            await wire.send(pieces[0])
+            unread.extend(wire.write(piece) for piece in pieces[1:100])
+            received = await reader.readexactly(len(b"".join(pieces[:100])))
+            unread.extend(wire.write(piece) for piece in pieces[100:])
+            received += await reader.readexactly(len(b"".join(pieces[100:])))
+            assert received == b"".join(pieces)
+            writer.close()
+            connection.transport.close()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(scenario())
@@ -118,28 +115,20 @@ def test_bytes_arrive_in_order_whether_they_go_through_the_transport_or_past_it(
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_reset_is_heard_of_also_while_nothing_is_read(loop_factory: Any) -> None:
     async def scenario() -> None:
-        connections: asyncio.Queue[Connection] = asyncio.Queue()
-
-        def connected() -> Connection:
-            connections.put_nowait(connection := Connection())
-            return connection
-
         async def send(message: Any) -> None:
             raise AssertionError("nobody sends")
 
-        server = await asyncio.get_running_loop().create_server(connected, "127.0.0.1", 0)
-        client = socket.create_connection(server.sockets[0].getsockname())
-        connection = await connections.get()
-        await connection.made.wait()
-        wire = DirectWire(connection, send)  # type: ignore[arg-type]
-        assert wire.write(b"data") == 0
-        connection.transport.pause_reading()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        while not connection.lost.is_set():
-            wire.write(b"data")
-            await asyncio.sleep(0)
-        server.close()
+        async with listening() as (address, connections):
+            client = socket.create_connection(address)
+            connection = await connections.get()
+            wire = DirectWire(connection, send)  # type: ignore[arg-type]
+            assert wire.write(b"data") == 0
+            connection.transport.pause_reading()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            while not connection.lost.is_set():
+                wire.write(b"data")
+                await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(asyncio.wait_for(scenario(), 10))

@@ -1,5 +1,6 @@
 """The events that pipelines emit, as they emit them already."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -36,16 +37,16 @@ class Recordable(Protocol):
     def persistence_record(self) -> tuple[Any, Any] | None: ...
 
 
-class BaseEvent:
+class BaseEvent(ABC):
     """The base of all events. A subclass has to say its type and its content."""
 
+    @abstractmethod
     def type(self) -> str:
         """The dotted name of the event, as in `ai.run.log`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The content of the event."""
-        raise NotImplementedError
 
     def persistence_record(self) -> PersistenceRecord | None:
         """What is sent to the relay; None, as here, where nothing is."""

@@ -9,14 +9,19 @@ from support import SWIFT, emitter_to, ends, event, files_in, pipeline, says, wa
 from rp_relay_client import Emitter, Settings
 
 
+def leaves(url: str, spool: Path, count: int) -> None:
+    """A pipeline is killed once it has spooled so many events."""
+    with pipeline("spools", url, spool, count) as process:
+        assert says(process).startswith("spooled")
+        process.kill()
+        ends(process)
+
+
 def test_what_was_spooled_when_the_process_was_killed_is_sent_first_by_the_next(
     relay: FakeRelay, tmp_path: Path
 ) -> None:
     relay.down()
-    with pipeline("spools", relay.url, tmp_path, 1000) as process:
-        assert says(process).startswith("spooled")
-        process.kill()
-        ends(process)
+    leaves(relay.url, tmp_path, 1000)
     relay.up()
 
     with emitter_to(relay, tmp_path) as emitter:
@@ -78,10 +83,7 @@ def test_a_pipeline_killed_again_and_again_loses_only_what_was_not_yet_on_disk(
 def test_of_many_that_start_at_once_one_sends_what_was_left(relay: FakeRelay, tmp_path: Path) -> None:
     relay.down()
     for _ in range(4):
-        with pipeline("spools", relay.url, tmp_path, 200) as process:
-            says(process)
-            process.kill()
-            ends(process)
+        leaves(relay.url, tmp_path, 200)
     relay.up()
 
     with ExitStack() as stack:
@@ -129,10 +131,7 @@ def test_the_end_of_the_program_is_not_held_up_for_long_by_a_relay_that_is_away(
 
 def test_half_a_line_at_the_end_of_a_spool_was_never_accepted(relay: FakeRelay, tmp_path: Path) -> None:
     relay.down()
-    with pipeline("spools", relay.url, tmp_path, 10) as process:
-        says(process)
-        process.kill()
-        ends(process)
+    leaves(relay.url, tmp_path, 10)
     (segment,) = tmp_path.rglob("*.ndjson")
     with segment.open("ab") as file:
         file.write(b'{"run_id":"run-1","ki')
@@ -145,10 +144,7 @@ def test_half_a_line_at_the_end_of_a_spool_was_never_accepted(relay: FakeRelay, 
 
 
 def test_what_waits_for_another_relay_is_not_sent_to_this_one(relay: FakeRelay, tmp_path: Path) -> None:
-    with pipeline("spools", "http://127.0.0.1:9", tmp_path, 10) as process:
-        says(process)
-        process.kill()
-        ends(process)
+    leaves("http://127.0.0.1:9", tmp_path, 10)
 
     with emitter_to(relay, tmp_path) as emitter:
         emitter(event(0, pipeline="here"))
@@ -178,10 +174,7 @@ def test_a_spool_that_a_crash_of_the_machine_damaged_is_read_as_far_as_it_makes_
     relay: FakeRelay, tmp_path: Path
 ) -> None:
     relay.down()
-    with pipeline("spools", relay.url, tmp_path, 10) as process:
-        says(process)
-        process.kill()
-        ends(process)
+    leaves(relay.url, tmp_path, 10)
     (segment,) = tmp_path.rglob("*.ndjson")
     mark, lines = segment.read_bytes()[:42], segment.read_bytes()[42:].splitlines(keepends=True)
     lines[4] = b"\0" * 2_000_000 + b"\n"
