@@ -1,6 +1,5 @@
 """Traces: one goes from the pipeline over the webhook to the archive, has no secrets, and holds nobody up."""
 
-import contextlib
 import secrets
 import threading
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg2
 import pytest
 import redis
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -21,6 +19,7 @@ from tests.acceptance.running import EVENTS, Relay, Viewer, relay_up, viewer
 from tests.canaries import IN_NO_LOG
 from tests.conftest import Servers
 from tests.factories import EXAMPLES, new_run_id, progress
+from tests.sql import query
 from tests.waiting import wait_until
 
 
@@ -162,10 +161,8 @@ def test_a_traceparent_that_is_none_harms_nobody(traced: Relay) -> None:
 
 
 def archived(url: str, run_id: str) -> int:
-    connection = psycopg2.connect(url)
-    with contextlib.closing(connection), connection, connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM rp_paper_generation_events WHERE run_id = %s", [run_id])
-        ((count,),) = cursor.fetchall()
+    statement = "SELECT count(*) FROM rp_paper_generation_events WHERE run_id = %s"
+    ((count,),) = query(url, statement, [run_id])
     return int(count)
 
 

@@ -252,7 +252,7 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
 
 
 async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_is_as_any(
-    servers: Servers, publisher: Publisher, client: redis.Redis, store: Store
+    servers: Servers, publisher: Publisher, client: redis.Redis, archive: Store
 ) -> None:
     traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
     bad = NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')
@@ -262,7 +262,7 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     client.xadd(KEYS.log, {"some": "thing"})
     spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
     with spans.exporting(exporter):
-        drain(Loop(client, store, 0, Settings(persister_name="p"), spans))
+        drain(Loop(client, archive, 0, Settings(persister_name="p"), spans))
     (span,) = exporter.get_finished_spans()
     assert span.attributes is not None
     assert (span.attributes["relay.events"], span.attributes["relay.dead_letters"]) == (2, 1)

@@ -253,9 +253,10 @@ import fastapi, redis.asyncio
 
 before = {name for name in sys.modules if name.startswith("opentelemetry")}
 import persister.__main__
-import relay.server
+import relay.app
+import relay.cli
 
-relay.server.create_app()
+relay.app.create_app()
 loaded = {name for name in sys.modules if name.startswith("opentelemetry")} - before
 loaded |= {"relay.spans", "opentelemetry.sdk.trace", "google.protobuf"} & sys.modules.keys()
 print(sorted(loaded))
