@@ -6,7 +6,7 @@ COPY relay relay
 COPY persister persister
 COPY migrations migrations
 RUN python -m venv /app \
-    && /app/bin/pip install --no-cache-dir -c requirements.txt .
+    && /app/bin/pip install --no-cache-dir -c requirements.txt ".[tracing]"
 
 FROM python:3.13-slim
 COPY --from=build /app /app

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 import click
@@ -19,7 +19,7 @@ from persister.loop import Loop
 from persister.prune import BATCH, oldest_to_keep, parse_age, prune_dead_letters, prune_rows
 from persister.settings import Settings
 from persister.store import Store
-from relay import logs
+from relay import logs, tracing
 from relay.connect import database, persister_clients, persister_redis
 from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
@@ -47,11 +47,12 @@ def run(name: str | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     try:
         guard(settings)
+        spans = tracing.spans(settings, "persister")
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     url = settings.redis_url.get_secret_value()
     shards = range(settings.shards)
-    loops = [Loop(persister_redis(url, shard), _store(settings), shard, settings) for shard in shards]
+    loops = [Loop(persister_redis(url, shard), _store(settings), shard, settings, spans) for shard in shards]
     failed = threading.Event()
 
     def stop(signum: int = 0, frame: FrameType | None = None) -> None:
@@ -70,7 +71,10 @@ def run(name: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
-    with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
+    with (
+        spans.exporting() if spans else nullcontext(),
+        listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)),
+    ):
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -7,7 +7,7 @@ import redis
 
 from persister.store import Store
 from relay.events.registry import REGISTRY
-from relay.stream.entry import Entry, MalformedEntry, decode
+from relay.stream.entry import Entry, MalformedEntry, decode, without_trace
 from relay.stream.keys import ShardKeys
 
 PAGE = 500
@@ -65,5 +65,7 @@ def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLette
         entry = decode(stream_id, [part for pair in parts.items() for part in pair], shard)
     except MalformedEntry:
         entry = None
+    if b"e" in parts:
+        parts[b"e"] = without_trace(parts[b"e"])
     text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in parts.items()}
     return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text)

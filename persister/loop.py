@@ -8,10 +8,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import redis
 import redis.exceptions
@@ -26,6 +26,9 @@ from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode
 from relay.stream.keys import stream_id
+
+if TYPE_CHECKING:
+    from relay.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,9 @@ class Batch(NamedTuple):
 class Loop:
     """Drains one shard until it is stopped. Any number of them, in whatever processes, share the work."""
 
-    def __init__(self, client: redis.Redis, store: Store, shard: int, settings: Settings) -> None:
+    def __init__(
+        self, client: redis.Redis, store: Store, shard: int, settings: Settings, spans: "Spans | None" = None
+    ) -> None:
         self._redis = client
         # The archive has one connection, which one thread uses; and one turns from batch to batch in Redis.
         self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
@@ -52,6 +57,7 @@ class Loop:
         self._consumer = Consumer(client, shard, settings, self._highest)
         self._store = store
         self._shard = shard
+        self._spans = spans
         self._retention = timedelta(seconds=settings.log_retention_s)
         self._trim_at = 0.0
         self._stopped = threading.Event()
@@ -127,8 +133,11 @@ class Loop:
         """Stores a batch; answers what of it could not be stored. On the archive's own thread."""
         began = time.monotonic()
         rejected = self._store.insert(batch.entries, batch.rows)
+        took_s = time.monotonic() - began
         if batch.entries:
-            self.figures.stored(len(batch.entries) - len(rejected), time.monotonic() - began)
+            self.figures.stored(len(batch.entries) - len(rejected), took_s)
+        if self._spans:
+            self._spans.archived(_outcomes(batch, rejected), took_s)
         return rejected
 
     def _look_ahead(self) -> None:
@@ -194,6 +203,15 @@ class Loop:
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + INTERVAL.total_seconds()
             trim(self._redis, self._shard, self._retention)
+
+
+def _outcomes(batch: Batch, rejected: Sequence[Rejected]) -> Iterator[tuple[Sequence[bytes], bool]]:
+    """The fields of the entries of a batch, and whether they were stored."""
+    malformed = {delivery[0] for delivery, _ in batch.malformed}
+    bad = {str(stream_id(entry.id)).encode() for entry, _ in rejected}
+    for id, fields in batch.deliveries:
+        if fields and id not in malformed:
+            yield fields, id not in bad
 
 
 def _newest_of_runs(entries: Sequence[Entry]) -> dict[str, str]:

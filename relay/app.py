@@ -7,15 +7,16 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from relay import __version__, connect, durability, exposition
+from relay import __version__, connect, durability, exposition, tracing
 from relay.auth import Ownership, tickets
 from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
@@ -29,12 +30,13 @@ from relay.http import history as history_routes
 from relay.http import live as live_routes
 from relay.http.access import Access
 from relay.http.conversation import ConversationStream
-from relay.http.fastlane import FastLane
+from relay.http.fastlane import FastLane, Hook
 from relay.http.figures import Figures
 from relay.http.guard import STATE, Guard
 from relay.http.origins import CrossOrigin
 from relay.http.seats import Seats
 from relay.http.stream import RunStream
+from relay.http.traced import TracedPublisher, TracedWebhook
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.link import SharedLink
@@ -43,6 +45,9 @@ from relay.settings import Settings
 from relay.stream.publish import Publisher
 from relay.stream.replay import Replay
 from relay.stream.tail import Tailer
+
+if TYPE_CHECKING:
+    from relay.spans import Spans
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +73,14 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterator[Services]:
+async def running(
+    settings: Settings, sources: Sequence[Reread], spans: "Spans | None" = None
+) -> AsyncIterator[Services]:
     """Opens the connections and runs the background tasks of one worker."""
     redis_url = settings.redis_url.get_secret_value()
     async with contextlib.AsyncExitStack() as stack:
+        if spans:
+            stack.enter_context(spans.exporting())
         for source in sources:
             await source.open()
             stack.push_async_callback(_stop, asyncio.create_task(source.follow()))
@@ -81,7 +90,7 @@ async def running(settings: Settings, sources: Sequence[Reread]) -> AsyncIterato
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)
         history = History(database)
-        publisher = Publisher(
+        publisher = (partial(TracedPublisher, spans) if spans else Publisher)(
             lambda shard: connect.append_link(redis_url, settings.waitaof, shard),
             history.highest,
             shards=settings.shards,
@@ -137,7 +146,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Guard]]:
-        async with running(settings, sources) as started:
+        async with running(settings, sources, spans) as started:
             services.append(started)
             loop = asyncio.get_running_loop()
             figures = Figures(loop, health, started.links, started.shards, seats)
@@ -146,12 +155,15 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
                 yield {STATE: started.guard}
             services.clear()
 
+    spans = tracing.spans(settings, "relay")
     app = _framework(settings, lifespan)
     tokens, viewers = Tokens(settings), Viewers(settings)
     sources = [source for source in (tokens.source, viewers.source) if source]
     access = Access(settings, viewers, lambda: now().tickets, lambda: now().ownership)
     writers = webhooks.Writers(settings, tokens)
-    hooks = webhooks.webhooks(settings, writers, lambda: now().publisher)
+    hooks: Mapping[str, Hook] = webhooks.webhooks(settings, writers, lambda: now().publisher)
+    if spans:
+        hooks = {path: TracedWebhook(hook, path, spans) for path, hook in hooks.items()}
     seats = Seats(settings)
     live = RunStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(webhooks.router(settings, writers, hooks, lambda: now().ownership))
@@ -184,6 +196,8 @@ def _framework(settings: Settings, lifespan: Any) -> FastAPI:
         openapi_url="/openapi.json" if settings.api_docs else None,
         redoc_url=None,
         generate_unique_id_function=document.operation_id,
+        # Its own would export URLs with the tickets in them, and what exceptions say.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
 
 

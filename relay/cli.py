@@ -18,7 +18,7 @@ from types import FrameType
 import click
 from pydantic import SecretStr, ValidationError
 
-from relay import embedded, erase, logs, migrate, server
+from relay import embedded, erase, logs, migrate, server, tracing
 from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
@@ -55,6 +55,7 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     _check_files(settings)
     try:
         guard(settings)
+        tracing.spans(settings, "relay")  # said here, and not by every worker in its own way
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     try:

@@ -70,6 +70,13 @@ class StoreSettings(BaseSettings):
         "hold an event before it is acknowledged or archived. `1,1` where a replica may take over from a "
         "lost primary, `1,0` where the server syncs its file only every second.",
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        validation_alias=_plain("OTEL_EXPORTER_OTLP_ENDPOINT"),
+        pattern=r"^(https?://[^\s/]\S*)?$",
+        description="Where traces go, by OTLP over HTTP: those of requests with a `traceparent`. Without it "
+        "there are none, and nothing that makes them is loaded.",
+    )
     log_format: Literal["json", "text"] = Field(
         "json",
         description="How logs look, on stderr: an object a line for programs, or text for people, as "

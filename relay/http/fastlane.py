@@ -3,15 +3,23 @@ middleware. What is not found here takes the ordinary way, with the same result.
 protocol class, which can do without a task for a request as well."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from relay.http.problems import unexpected
-from relay.http.shortcut import Shortcut
-from relay.http.webhooks import Webhook
+from relay.http.shortcut import Answer, Shortcut
 
 _RUN = re.compile(r"/conversations/([^/]+)/idea/research-run/([^/]+)(/[a-z-]+)")
+
+
+class Hook(Protocol):
+    """A webhook: an ASGI application, with a shortcut for what is there as a whole."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def shortcut(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, answer: Answer) -> bool: ...
 
 
 class FastLane:
@@ -21,7 +29,7 @@ class FastLane:
     def __init__(
         self,
         app: ASGIApp,
-        webhooks: Mapping[str, Webhook],
+        webhooks: Mapping[str, Hook],
         live: Mapping[str, ASGIApp],
         plain: Mapping[str, ASGIApp],
     ) -> None:

@@ -11,7 +11,7 @@ from zlib import crc32
 
 from relay.link import bulk
 from relay.stream import functions
-from relay.stream.entry import SEAL_BYTES, NewEvent, seal_of
+from relay.stream.entry import CLOSE, SEAL_BYTES, NewEvent, seal_of, untraced
 from relay.stream.keys import ShardKeys
 
 word = lru_cache(maxsize=4096)(bulk)
@@ -81,7 +81,10 @@ def _seal(run_id: str, kind: str) -> int:
 
 def _digest(events: Sequence[NewEvent]) -> str:
     digest = blake2b(digest_size=16)
-    for event in events:
-        for part in (event.run_id.encode(), event.kind.encode(), event.text):
-            digest.update(len(part).to_bytes(4) + part)
+    for run_id, kind, text in events:
+        # What comes again comes with a trace of its own.
+        bare = text if text[-1] == CLOSE else untraced(text)
+        run, name = run_id.encode(), kind.encode()
+        sizes = len(run).to_bytes(4), len(name).to_bytes(4), len(bare).to_bytes(4)
+        digest.update(b"%b%b%b%b%b%b" % (sizes[0], run, sizes[1], name, sizes[2], bare))
     return digest.hexdigest()

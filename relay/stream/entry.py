@@ -7,8 +7,12 @@ with id, run and time spliced around it, so that nothing is parsed and written a
 The seal is a checksum of run, kind and text, as eight hexadecimal digits behind the text: Redis keeps none
 of its own, and a byte that its disk changes would else be archived as if it were sent. An entry without one,
 whose text ends as JSON does, is taken as it is: a version before the seal wrote it.
+
+Where the POST of an event is traced, the `traceparent` of its append and a tilde stand between text and seal,
+and are sealed with the text. They are for the trace alone: nobody is shown them.
 """
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,11 +26,14 @@ FIELDS = (b"r", b"k", b"e")
 
 SEAL_BYTES = 8
 
-_OPEN, _CLOSE = b"{}"
+_OPEN, CLOSE = b"{}"
+
+_TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 
 
 class NewEvent(NamedTuple):
-    """An event that is valid and not stored yet. `text` is a JSON object with at least one member."""
+    """An event that is valid and not stored yet. `text` is a JSON object with at least one member, followed
+    by its trace where it has one."""
 
     run_id: str
     kind: str
@@ -91,10 +98,10 @@ def _parts(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> tupl
             raise ValueError
     except ValueError as error:
         raise MalformedEntry("it does not have the fields of an event") from error
-    if text and text[-1] != _CLOSE:
+    if text and text[-1] != CLOSE:
         text = _unsealed(run_id, kind, text)
-    if len(text) <= 2 or text[0] != _OPEN or text[-1] != _CLOSE:
-        raise MalformedEntry("its text is not a JSON object")
+    if len(text) <= 2 or text[0] != _OPEN or text[-1] != CLOSE:
+        text = untraced(text)
     if not (run_id.isascii() and kind.isascii()):
         raise MalformedEntry("a name in it is not one that the relay writes")
     try:
@@ -108,6 +115,35 @@ def _unsealed(run_id: bytes, kind: bytes, sealed: bytes) -> bytes:
     if sealed[-SEAL_BYTES:] != b"%08x" % crc32(text, seal_of(run_id, kind)):
         raise MalformedEntry("it is damaged: its checksum does not fit")
     return text
+
+
+def traced(event: NewEvent, traceparent: str) -> NewEvent:
+    """The event with the `traceparent` that its entry is to carry, 55 characters as W3C has them."""
+    return event._replace(text=b"%b%b~" % (event.text, traceparent.encode()))
+
+
+def traceparent_of(sealed: bytes) -> str | None:
+    """The `traceparent` in the field `e` of an entry, where there is one."""
+    found = _trace_in(sealed)
+    return found[2].decode() if found else None
+
+
+def without_trace(sealed: bytes) -> bytes:
+    """The field `e` of an entry, to be shown: text and seal. (The seal is that of the whole.)"""
+    found = _trace_in(sealed)
+    return found[1] + sealed[-SEAL_BYTES:] if found else sealed
+
+
+def _trace_in(sealed: bytes) -> "re.Match[bytes] | None":
+    return _TRACED.fullmatch(sealed, 0, max(len(sealed) - SEAL_BYTES, 0))
+
+
+def untraced(text: bytes) -> bytes:
+    """The text without the trace behind it. Raises MalformedEntry where that is not why it is no object."""
+    found = _TRACED.fullmatch(text)
+    if found is None:
+        raise MalformedEntry("its text is not a JSON object")
+    return found[1]
 
 
 def _payload(id: int, run_id: bytes, text: bytes) -> bytes:

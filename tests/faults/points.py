@@ -96,9 +96,9 @@ def vitals(times: int) -> None:
             late_ms.append(1000 * (clock() - due))
 
     @contextlib.asynccontextmanager
-    async def noted(settings: Settings, sources: Sequence[Reread]) -> AsyncIterator[Any]:
+    async def noted(settings: Settings, sources: Sequence[Reread], spans: Any = None) -> AsyncIterator[Any]:
         noting = asyncio.create_task(note())
-        async with running(settings, sources) as services:
+        async with running(settings, sources, spans) as services:
             yield services
         noting.cancel()
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 import redis.exceptions
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from persister.consumer import Consumer
 from persister.dead_letters import DeadLetters
@@ -18,7 +19,8 @@ from persister.store import Store
 from persister.trim import limit, trim
 from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
-from relay.stream.entry import NewEvent
+from relay.spans import Spans
+from relay.stream.entry import SEAL_BYTES, NewEvent, traced
 from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
@@ -249,6 +251,26 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
         "it does not have the fields of an event",
     ]
     assert (len(rows(servers.database_url)), pending(client)) == (1, 0)
+
+
+async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_is_as_any(
+    servers: Servers, publisher: Publisher, client: redis.Redis, archive: Store
+) -> None:
+    traceparent = f"00-{'1' * 32}-{'2' * 16}-01"
+    bad = NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')
+    unknown = NewEvent("run-1", "from_the_future", b'{"n":1}')
+    await publisher.append([traced(one, traceparent) for one in (event(), bad, unknown)])
+    await publisher.append([event()])
+    client.xadd(KEYS.log, {"some": "thing"})
+    spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
+    with spans.exporting(exporter):
+        drain(Loop(client, archive, 0, Settings(persister_name="p"), spans))
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes is not None
+    assert (span.attributes["relay.events"], span.attributes["relay.dead_letters"]) == (2, 1)
+    assert (len(rows(servers.database_url)), pending(client)) == (2, 0)
+    texts = [letter.fields["e"][:-SEAL_BYTES] for letter in DeadLetters([client]) if letter.entry]
+    assert sorted(texts) == sorted(one.text.decode() for one in (bad, unknown))
 
 
 async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_go(

@@ -41,6 +41,8 @@ LAYERS = [
         "relay.startup",
         "relay.listener",
         "relay.exposition",
+        "relay.tracing",
+        "relay.spans",
     },
     {
         "relay.stream.keys",
@@ -66,6 +68,8 @@ SHARED = {
     "relay.startup",
     "relay.listener",
     "relay.exposition",
+    "relay.tracing",
+    "relay.spans",
 }
 FOR_PERSISTERS = SHARED | LAYERS[5]
 FRAMEWORKS = {"fastapi", "starlette"}

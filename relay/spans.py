@@ -1,0 +1,185 @@
+"""What happens to the events of a traced POST, as spans: the request, its append, and its archiving. The only
+module that knows OpenTelemetry.
+
+A span has names, counts and outcomes, and nothing that came in a body or a header but the `traceparent`
+itself. Of an exception it has the name, since its message may quote a payload or SQL.
+
+Spans are exported by a thread of the SDK. What its queue has no room for, and what the endpoint does not
+take, is dropped: a trace is worth less than what it is of.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    StatusCode,
+    get_current_span,
+    set_span_in_context,
+    use_span,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from relay import __version__
+from relay.errors import RelayError
+from relay.stream.entry import NewEvent, traced, traceparent_of
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 2.0
+"""How long a program that stops waits for the endpoint to take its last spans."""
+
+SAID_EVERY_S = 300.0
+"""How often the log says that the endpoint takes none."""
+
+TRACEPARENT = "traceparent"
+
+Parent = Context
+"""What a span may be a child of."""
+
+_W3C = TraceContextTextMapPropagator()
+
+
+class Spans:
+    """The spans of one program. Those that are made before `exporting`, or after it, are lost."""
+
+    def __init__(self, program: str, endpoint: str) -> None:
+        self._endpoint = endpoint
+        # What the environment says of the resource wins.
+        told = Resource({"service.name": program, "service.version": __version__})
+        self._provider = TracerProvider(
+            resource=told.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+        )
+        self._tracer = self._provider.get_tracer("rp-relay", __version__)
+
+    @contextmanager
+    def exporting(self, exporter: SpanExporter | None = None) -> Iterator[None]:
+        """Sends spans to the endpoint, or to an exporter in its place, and in the end what is left."""
+        # The SDK says more, and more often, than an endpoint that is away is worth.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        patient = _Patient(exporter or OTLPSpanExporter(f"{self._endpoint.rstrip('/')}/v1/traces"))
+        self._provider.add_span_processor(BatchSpanProcessor(patient))
+        try:
+            yield
+        finally:
+            # The SDK would wait for half a minute.
+            last = threading.Thread(target=self._provider.shutdown, daemon=True)
+            last.start()
+            last.join(FLUSH_S)
+
+    def parent(self, traceparent: str) -> Parent | None:
+        """Whose child the span of a request is; None where that is no valid `traceparent`, or one of a trace
+        that is not recorded."""
+        context = _W3C.extract({TRACEPARENT: traceparent}, Context())
+        return context if get_current_span(context).get_span_context().trace_flags.sampled else None
+
+    @contextmanager
+    def request(self, route: str, parent: Parent) -> Iterator[Callable[[int], None]]:
+        """The span of a POST, which is to be told the status of the answer.
+
+        That of a 401 is never ended, and so not exported: only those who may write may fill traces.
+        """
+        attributes = {"http.request.method": "POST", "http.route": route}
+        span = self._tracer.start_span(f"POST {route}", parent, SpanKind.SERVER, attributes)
+        answered = 0
+
+        def answer(status: int) -> None:
+            nonlocal answered
+            answered = status
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                _failed(span, str(status))
+
+        try:
+            with use_span(span, record_exception=False, set_status_on_exception=False):
+                yield answer
+        except Exception as error:
+            _failed(span, type(error).__name__)
+            raise
+        finally:
+            if answered != 401:
+                span.end()
+
+    @contextmanager
+    def append(self, events: Sequence[NewEvent]) -> Iterator[Sequence[NewEvent]]:
+        """The span of an append within a request: gives the events that are to be appended instead."""
+        if not get_current_span().is_recording():
+            yield events
+            return
+        span = self._tracer.start_span(
+            "append", kind=SpanKind.PRODUCER, attributes=_counted(event.kind for event in events)
+        )
+        try:
+            traceparent = _traceparent(span)
+            yield [traced(event, traceparent) for event in events]
+        except RelayError as error:
+            _failed(span, type(error).__name__)
+            raise
+        finally:
+            span.end()
+
+    def archived(self, entries: Iterable[tuple[Sequence[bytes], bool]], took_s: float) -> None:
+        """The spans of a transaction that has just ended: one for each append that entries of it are of.
+        `entries` are their fields, and whether they were stored; those that were not are dead letters."""
+        appends: dict[str, list[tuple[str, bool]]] = {}
+        for fields, stored in entries:
+            if traceparent := traceparent_of(fields[-1]):
+                appends.setdefault(traceparent, []).append((fields[3].decode(), stored))
+        ended = time.time_ns()
+        began = ended - int(took_s * 1e9)
+        for traceparent, found in appends.items():
+            span = self._tracer.start_span(
+                "archive",
+                _W3C.extract({TRACEPARENT: traceparent}, Context()),
+                SpanKind.CONSUMER,
+                _counted(kind for kind, _ in found),
+                start_time=began,
+            )
+            if dead := sum(not stored for _, stored in found):
+                span.set_attribute("relay.dead_letters", dead)
+                _failed(span, "DeadLetter")
+            span.end(ended)
+
+
+class _Patient(SpanExporter):
+    """An exporter whose failures are told from time to time, and no more."""
+
+    def __init__(self, inner: SpanExporter) -> None:
+        self._inner = inner
+        self._say_at = 0.0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._inner.export(spans)
+        now = time.monotonic()
+        if result is not SpanExportResult.SUCCESS and now >= self._say_at:
+            self._say_at = now + SAID_EVERY_S
+            log.warning("OTEL_EXPORTER_OTLP_ENDPOINT takes no spans; they are dropped until it does")
+        return result
+
+    def shutdown(self) -> None:
+        self._inner.shutdown()
+
+
+def _counted(kinds: Iterable[str]) -> Mapping[str, int | Sequence[str]]:
+    every = list(kinds)
+    return {"relay.events": len(every), "relay.kinds": sorted(set(every))}
+
+
+def _failed(span: Span, why: str) -> None:
+    span.set_attribute("error.type", why)
+    span.set_status(StatusCode.ERROR)
+
+
+def _traceparent(span: Span) -> str:
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, set_span_in_context(span, Context()))
+    return carrier[TRACEPARENT]

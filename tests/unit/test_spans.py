@@ -1,0 +1,268 @@
+"""Spans: of which requests there are any, what they say, and that nobody waits for who takes them."""
+
+import contextlib
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from persister.__main__ import main as persister
+from relay import spans as module
+from relay import tracing
+from relay.cli import main as relay
+from relay.errors import NotStored
+from relay.http.traced import TracedWebhook
+from relay.settings import StoreSettings
+from relay.spans import Spans
+from relay.stream.entry import NewEvent, traceparent_of
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+EVENT = NewEvent("run-1", "run_log", b'{"message":"a secret"}')
+SEAL = b"01234567"
+
+
+@pytest.fixture
+def spans() -> Spans:
+    return Spans("relay", "http://127.0.0.1:9")
+
+
+class Hook:
+    """A webhook that appends an event, and answers or fails as it is told."""
+
+    def __init__(self, spans: Spans, status: int, error: Exception | None = None) -> None:
+        self._spans = spans
+        self._status = status
+        self._error = error
+        self.appended: Sequence[NewEvent] = ()
+        self.shortcuts = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._spans.append([EVENT]) as events:
+            self.appended = events
+            if self._error:
+                raise self._error
+        await send({"type": "http.response.start", "status": self._status, "headers": []})
+
+    def shortcut(self, headers: Any, body: bytes, answer: Any) -> bool:
+        self.shortcuts += 1
+        return True
+
+
+async def exported(
+    spans: Spans, traceparent: str | None, status: int = 204, error: Exception | None = None
+) -> tuple[Hook, Sequence[ReadableSpan]]:
+    """What a POST to a webhook is made of, and the spans that it leaves."""
+    hook, exporter = Hook(spans, status, error), InMemorySpanExporter()
+    webhook = TracedWebhook(hook, "/a/{run_id}", spans)
+    headers = [(b"authorization", b"Bearer a secret"), (b"x-run", b"a secret")]
+    headers += [(b"traceparent", traceparent.encode("latin-1"))] if traceparent is not None else []
+
+    async def send(message: Any) -> None:
+        assert message["status"] == status
+
+    with spans.exporting(exporter):
+        if not webhook.shortcut(headers, b"", print):
+            with pytest.raises(type(error)) if error else contextlib.nullcontext():
+                await webhook({"type": "http", "headers": headers}, Any, send)  # type: ignore[arg-type]
+    return hook, exporter.get_finished_spans()
+
+
+async def test_a_post_of_a_trace_has_a_span_in_it_and_its_append_one_below(spans: Spans) -> None:
+    hook, (append, post) = await exported(spans, TRACEPARENT)
+    assert hook.shortcuts == 0
+    assert (post.name, post.kind, append.name, append.kind) == (
+        "POST /a/{run_id}",
+        SpanKind.SERVER,
+        "append",
+        SpanKind.PRODUCER,
+    )
+    assert post.parent is not None
+    assert append.parent is not None
+    assert (f"{post.parent.trace_id:032x}", f"{post.parent.span_id:016x}") == (TRACE, PARENT)
+    assert append.parent.span_id == post.context.span_id
+    assert post.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/a/{run_id}",
+        "http.response.status_code": 204,
+    }
+    assert append.attributes == {"relay.events": 1, "relay.kinds": ("run_log",)}
+    carried = f"00-{TRACE}-{append.context.span_id:016x}-01"
+    assert traceparent_of(hook.appended[0].text + SEAL) == carried
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        None,
+        "",
+        "a secret",
+        f"00-{TRACE}-{PARENT}-00",
+        f"00-{'0' * 32}-{PARENT}-01",
+        f"00-{TRACE}-{'0' * 16}-01",
+        f"ff-{TRACE}-{PARENT}-01",
+        f"00-{TRACE}-{PARENT}-01-more",
+        f"00-{TRACE.upper()}-{PARENT}-01",
+        f"00-{TRACE}-{PARENT}-01\u00e9",
+        TRACEPARENT * 20,
+    ],
+)
+async def test_without_a_trace_that_is_recorded_a_post_takes_the_shortcut(
+    spans: Spans, traceparent: str | None
+) -> None:
+    hook, found = await exported(spans, traceparent)
+    assert (hook.shortcuts, found) == (1, ())
+
+
+async def test_who_may_not_write_fills_no_traces(spans: Spans) -> None:
+    _, found = await exported(spans, TRACEPARENT, 401)
+    assert [span.name for span in found] == ["append"], "and there is none where nothing is appended"
+
+
+@pytest.mark.parametrize("error", [NotStored("a secret"), ValueError("a secret")])
+async def test_what_failed_says_so_without_the_words_of_an_error(spans: Spans, error: Exception) -> None:
+    _, found = await exported(spans, TRACEPARENT, error=error)
+    post = found[-1]
+    assert post.status.status_code is StatusCode.ERROR
+    assert post.attributes is not None
+    assert post.attributes["error.type"] == type(error).__name__
+    assert not any("secret" in span.to_json() or span.events for span in found)
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, StatusCode.UNSET), (503, StatusCode.ERROR)])
+async def test_an_answer_counts_as_failed_where_it_is_our_fault(
+    spans: Spans, status: int, code: StatusCode
+) -> None:
+    _, found = await exported(spans, TRACEPARENT, status)
+    assert found[-1].status.status_code is code
+
+
+async def test_what_is_appended_outside_of_a_traced_request_carries_nothing(spans: Spans) -> None:
+    with spans.append([EVENT]) as events:
+        assert events == [EVENT]
+
+
+def entry(traceparent: str, kind: bytes = b"run_log") -> Sequence[bytes]:
+    text = EVENT.text + (f"{traceparent}~".encode() if traceparent else b"")
+    return [b"r", b"run-1", b"k", kind, b"e", text + SEAL]
+
+
+def test_a_batch_has_a_span_for_each_append_that_its_events_came_by(spans: Spans) -> None:
+    other = f"00-{'1' * 32}-{'2' * 16}-01"
+    batch = [(entry(TRACEPARENT), True), (entry(""), True), (entry(other, b"heartbeat"), True)]
+    batch += [(entry(TRACEPARENT, b"artifact"), False)]
+    exporter = InMemorySpanExporter()
+    with spans.exporting(exporter):
+        spans.archived(batch, 0.25)
+    one, two = exporter.get_finished_spans()
+    for span, trace, parent in ((one, TRACE, PARENT), (two, "1" * 32, "2" * 16)):
+        assert (span.name, span.kind) == ("archive", SpanKind.CONSUMER)
+        assert span.parent is not None
+        assert (f"{span.parent.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace, parent)
+        assert span.start_time is not None
+        assert span.end_time == span.start_time + 250_000_000
+    assert one.attributes == {
+        "relay.events": 2,
+        "relay.kinds": ("artifact", "run_log"),
+        "relay.dead_letters": 1,
+        "error.type": "DeadLetter",
+    }
+    assert two.attributes == {"relay.events": 1, "relay.kinds": ("heartbeat",)}
+    assert (one.status.status_code, two.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
+
+
+class Refusing(SpanExporter):
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.FAILURE
+
+
+def test_an_endpoint_that_takes_nothing_is_told_of_once_in_a_while(
+    spans: Spans, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+    with spans.exporting(Refusing()):
+        for _ in range(20):
+            spans.archived([(entry(TRACEPARENT), True)], 0)
+    said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.name for record in said] == ["relay.spans"]
+
+
+class Frozen(SpanExporter):
+    def __init__(self) -> None:
+        self.thawed = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.thawed.wait(30)
+        return SpanExportResult.SUCCESS
+
+
+@pytest.fixture
+def frozen() -> Iterator[Frozen]:
+    made = Frozen()
+    yield made
+    made.thawed.set()
+
+
+def test_an_endpoint_that_hangs_keeps_no_program_from_its_end(
+    spans: Spans, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.05)
+    began = time.monotonic()
+    with spans.exporting(frozen):
+        spans.archived([(entry(TRACEPARENT), True)] * 3, 0)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("program", "words"), [(relay, ["serve", "--port", "0"]), (persister, ["run"])])
+def test_where_the_extra_is_missing_it_says_so_at_the_start(
+    program: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "relay.spans", None)
+    refused = CliRunner(env={ENDPOINT: "http://127.0.0.1:9"}).invoke(program, words)
+    assert refused.exit_code == 1
+    assert "rp-relay[tracing]" in refused.output
+
+
+def test_an_endpoint_is_a_url_and_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENDPOINT, "")
+    assert tracing.spans(StoreSettings(), "relay") is None
+    for wrong in ("localhost:4317", "grpc://localhost:4317", "http:///v1"):
+        monkeypatch.setenv(ENDPOINT, wrong)
+        with pytest.raises(ValidationError):
+            StoreSettings()
+    monkeypatch.setenv(ENDPOINT, "https://collector.example:4318/")
+    assert isinstance(tracing.spans(StoreSettings(), "persister"), Spans)
+
+
+LOADED = """
+import sys
+import fastapi, redis.asyncio
+
+before = {name for name in sys.modules if name.startswith("opentelemetry")}
+import persister.__main__
+import relay.app
+import relay.cli
+
+relay.app.create_app()
+loaded = {name for name in sys.modules if name.startswith("opentelemetry")} - before
+loaded |= {"relay.spans", "opentelemetry.sdk.trace", "google.protobuf"} & sys.modules.keys()
+print(sorted(loaded))
+"""
+
+
+def test_without_an_endpoint_nothing_of_it_is_loaded_beyond_what_the_framework_and_the_driver_load() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
