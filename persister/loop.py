@@ -44,6 +44,15 @@ class Batch(NamedTuple):
     rows: copy.Rows | None
 
 
+class Stored(NamedTuple):
+    """A batch whose transaction has ended, and when. `rejected` is what of it could not be stored."""
+
+    batch: Batch
+    rejected: Sequence[Rejected]
+    took_s: float
+    ended_ns: int
+
+
 class Loop:
     """Drains one shard until it is stopped. Any number of them, in whatever processes, share the work."""
 
@@ -63,7 +72,7 @@ class Loop:
         self._stopped = threading.Event()
         self._ahead: Sequence[Delivery] = ()
         self._next: Batch | None = None
-        self._stored: tuple[Batch, Sequence[Rejected]] | None = None
+        self._stored: Stored | None = None
         self._began: float | None = None
         self.figures = Figures()
 
@@ -123,22 +132,20 @@ class Loop:
         try:
             self._look_ahead()
         finally:
-            self._stored = batch, inserting.result()
+            self._stored = inserting.result()
         if not self._next and (settlement := self._settlement()):
             self._consumer.settle(settlement)
         self._trim()
         return len(batch.deliveries)
 
-    def _insert(self, batch: Batch) -> Sequence[Rejected]:
-        """Stores a batch; answers what of it could not be stored. On the archive's own thread."""
+    def _insert(self, batch: Batch) -> Stored:
+        """Stores a batch. On the archive's own thread."""
         began = time.monotonic()
         rejected = self._store.insert(batch.entries, batch.rows)
         took_s = time.monotonic() - began
         if batch.entries:
             self.figures.stored(len(batch.entries) - len(rejected), took_s)
-        if self._spans:
-            self._spans.archived(_outcomes(batch, rejected), took_s)
-        return rejected
+        return Stored(batch, rejected, took_s, time.time_ns())
 
     def _look_ahead(self) -> None:
         """Acknowledges the batch before, and claims and makes ready those behind it."""
@@ -169,14 +176,17 @@ class Loop:
         """What is stored, now that it is; the others become dead letters."""
         if self._stored is None:
             return None
-        (batch, rejected), self._stored = self._stored, None
-        bad = {str(stream_id(entry.id)).encode(): reason for entry, reason in rejected}
+        stored, self._stored = self._stored, None
+        batch = stored.batch
+        bad = {str(stream_id(entry.id)).encode(): reason for entry, reason in stored.rejected}
         bad |= {delivery[0]: reason for delivery, reason in batch.malformed}
         for delivery in batch.deliveries if bad else ():
             if delivery[0] in bad:
                 self._bury(delivery, bad[delivery[0]])
-        stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
-        return Settlement(stored, _newest_of_runs(batch.entries)) if stored else None
+        if self._spans:  # while PostgreSQL has the next batch already, where there is one
+            self._spans.archived(_outcomes(stored), stored.took_s, stored.ended_ns)
+        good = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
+        return Settlement(good, _newest_of_runs(batch.entries)) if good else None
 
     def _ready(self, deliveries: Sequence[Delivery]) -> Batch:
         """A batch, decoded and made ready to be stored."""
@@ -205,8 +215,9 @@ class Loop:
             trim(self._redis, self._shard, self._retention)
 
 
-def _outcomes(batch: Batch, rejected: Sequence[Rejected]) -> Iterator[tuple[Sequence[bytes], bool]]:
-    """The fields of the entries of a batch, and whether they were stored."""
+def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:
+    """The fields of the entries of a batch, and whether they were stored; not of those that are no events."""
+    batch, rejected = stored.batch, stored.rejected
     malformed = {delivery[0] for delivery, _ in batch.malformed}
     bad = {str(stream_id(entry.id)).encode() for entry, _ in rejected}
     for id, fields in batch.deliveries:

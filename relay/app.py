@@ -9,7 +9,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
@@ -36,7 +35,7 @@ from relay.http.guard import STATE, Guard
 from relay.http.origins import CrossOrigin
 from relay.http.seats import Seats
 from relay.http.stream import RunStream
-from relay.http.traced import TracedPublisher, TracedWebhook
+from relay.http.traced import TracedWebhook, traced_publisher
 from relay.http.viewing import Shard
 from relay.hub import Hub
 from relay.link import SharedLink
@@ -90,7 +89,7 @@ async def running(
         database = Database(settings.database_url.get_secret_value(), settings.database_threads)
         stack.callback(database.close)
         history = History(database)
-        publisher = (partial(TracedPublisher, spans) if spans else Publisher)(
+        publisher = (traced_publisher(spans) if spans else Publisher)(
             lambda shard: connect.append_link(redis_url, settings.waitaof, shard),
             history.highest,
             shards=settings.shards,

@@ -55,7 +55,7 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     _check_files(settings)
     try:
         guard(settings)
-        tracing.spans(settings, "relay")  # said here, and not by every worker in its own way
+        tracing.check(settings)  # said here, and not by every worker in its own way
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
     try:

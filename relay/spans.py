@@ -4,11 +4,12 @@ module that knows OpenTelemetry.
 A span has names, counts and outcomes, and nothing that came in a body or a header but the `traceparent`
 itself. Of an exception it has the name, since its message may quote a payload or SQL.
 
-Spans are exported by a thread of the SDK. What its queue has no room for, and what the endpoint does not
-take, is dropped: a trace is worth less than what it is of.
+Spans are exported by a thread of the SDK. What its queue has no room for, what the endpoint does not take,
+and what an archived batch's can not be made of, is dropped: a trace is worth less than what it is of.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -38,8 +40,12 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 """How long a program that stops waits for the endpoint to take its last spans."""
 
+QUEUE_SPANS = 20_000
+"""How many wait for the endpoint at most. A batch of the persister, up to 10,000 appends, makes its spans all
+at once; the SDK's own 2,048 would drop most of them without a word. Full, it holds some 40 MB."""
+
 SAID_EVERY_S = 300.0
-"""How often the log says that the endpoint takes none."""
+"""How often the log says that spans are dropped, and why."""
 
 TRACEPARENT = "traceparent"
 
@@ -60,6 +66,7 @@ class Spans:
             resource=told.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
         )
         self._tracer = self._provider.get_tracer("rp-relay", __version__)
+        self._dropped = _Rarely()
 
     @contextmanager
     def exporting(self, exporter: SpanExporter | None = None) -> Iterator[None]:
@@ -67,7 +74,8 @@ class Spans:
         # The SDK says more, and more often, than an endpoint that is away is worth.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         patient = _Patient(exporter or OTLPSpanExporter(f"{self._endpoint.rstrip('/')}/v1/traces"))
-        self._provider.add_span_processor(BatchSpanProcessor(patient))
+        size = None if OTEL_BSP_MAX_QUEUE_SIZE in os.environ else QUEUE_SPANS
+        self._provider.add_span_processor(BatchSpanProcessor(patient, max_queue_size=size))
         try:
             yield
         finally:
@@ -83,18 +91,18 @@ class Spans:
         return context if get_current_span(context).get_span_context().trace_flags.sampled else None
 
     @contextmanager
-    def request(self, route: str, parent: Parent) -> Iterator[Callable[[int], None]]:
+    def request(
+        self, route: str, parent: Parent, let_in: Callable[[], bool]
+    ) -> Iterator[Callable[[int], None]]:
         """The span of a POST, which is to be told the status of the answer.
 
-        That of a 401 is never ended, and so not exported: only those who may write may fill traces.
+        In the end it asks whether the writer was let in. Where not, the span is never ended, and so not
+        exported: only those who may write may fill traces.
         """
         attributes = {"http.request.method": "POST", "http.route": route}
         span = self._tracer.start_span(f"POST {route}", parent, SpanKind.SERVER, attributes)
-        answered = 0
 
         def answer(status: int) -> None:
-            nonlocal answered
-            answered = status
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
                 _failed(span, str(status))
@@ -106,7 +114,7 @@ class Spans:
             _failed(span, type(error).__name__)
             raise
         finally:
-            if answered != 401:
+            if let_in():
                 span.end()
 
     @contextmanager
@@ -127,27 +135,49 @@ class Spans:
         finally:
             span.end()
 
-    def archived(self, entries: Iterable[tuple[Sequence[bytes], bool]], took_s: float) -> None:
-        """The spans of a transaction that has just ended: one for each append that entries of it are of.
-        `entries` are their fields, and whether they were stored; those that were not are dead letters."""
+    def archived(self, entries: Iterable[tuple[Sequence[bytes], bool]], took_s: float, ended_ns: int) -> None:
+        """The spans of a transaction that ended at a time, in ns since 1970: one for each append that entries
+        of it are of. `entries` are their fields, and whether they were stored; the others are dead letters.
+
+        Raises nothing, since the archive is not to end with its traces.
+        """
+        try:
+            self._archived(entries, ended_ns - int(took_s * 1e9), ended_ns)
+        except Exception as error:
+            self._dropped.warn(f"{type(error).__name__}: an archived batch has no spans, or not all")
+
+    def _archived(
+        self, entries: Iterable[tuple[Sequence[bytes], bool]], began_ns: int, ended_ns: int
+    ) -> None:
         appends: dict[str, list[tuple[str, bool]]] = {}
         for fields, stored in entries:
             if traceparent := traceparent_of(fields[-1]):
                 appends.setdefault(traceparent, []).append((fields[3].decode(), stored))
-        ended = time.time_ns()
-        began = ended - int(took_s * 1e9)
         for traceparent, found in appends.items():
             span = self._tracer.start_span(
                 "archive",
                 _W3C.extract({TRACEPARENT: traceparent}, Context()),
                 SpanKind.CONSUMER,
                 _counted(kind for kind, _ in found),
-                start_time=began,
+                start_time=began_ns,
             )
             if dead := sum(not stored for _, stored in found):
                 span.set_attribute("relay.dead_letters", dead)
                 _failed(span, "DeadLetter")
-            span.end(ended)
+            span.end(ended_ns)
+
+
+class _Rarely:
+    """What would be said again and again is said from time to time."""
+
+    def __init__(self) -> None:
+        self._again_at = 0.0
+
+    def warn(self, words: str) -> None:
+        now = time.monotonic()
+        if now >= self._again_at:
+            self._again_at = now + SAID_EVERY_S
+            log.warning(words)
 
 
 class _Patient(SpanExporter):
@@ -155,14 +185,12 @@ class _Patient(SpanExporter):
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
-        self._say_at = 0.0
+        self._dropped = _Rarely()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._inner.export(spans)
-        now = time.monotonic()
-        if result is not SpanExportResult.SUCCESS and now >= self._say_at:
-            self._say_at = now + SAID_EVERY_S
-            log.warning("OTEL_EXPORTER_OTLP_ENDPOINT takes no spans; they are dropped until it does")
+        if result is not SpanExportResult.SUCCESS:
+            self._dropped.warn("OTEL_EXPORTER_OTLP_ENDPOINT takes no spans; they are dropped until it does")
         return result
 
     def shutdown(self) -> None:

@@ -1,14 +1,16 @@
-"""Webhooks where there is somewhere to send traces to. Only a POST that names the trace that it is part of is
-traced, if that trace is recorded at all: which ones are is up to the pipeline. Others come here and go on.
+"""The write path where there is somewhere to send traces to: webhooks with a span around a request, and a
+publisher whose events carry their trace. Only a POST that names the trace that it is part of is traced, if
+that trace is recorded at all: which ones are is up to the pipeline. Others come here and go on.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
 from relay.http.fastlane import Hook
 from relay.http.shortcut import Answer
+from relay.http.webhooks import LET_IN
 from relay.stream.entry import NewEvent
 from relay.stream.publish import Publisher
 
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class TracedWebhook:
-    """A webhook, with a span around requests that are traced. These go the ordinary way."""
+    """A webhook, with a span around requests that are traced. These go the ordinary way.
+
+    A span is kept where the webhook has let the writer in: others must not be able to fill traces.
+    """
 
     def __init__(self, webhook: Hook, route: str, spans: "Spans") -> None:
         self._webhook = webhook
@@ -29,7 +34,7 @@ class TracedWebhook:
         if parent is None:
             await self._webhook(scope, receive, send)
             return
-        with self._spans.request(self._route, parent) as answer:
+        with self._spans.request(self._route, parent, lambda: scope.get(LET_IN, False)) as answer:
 
             async def send_on(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -49,13 +54,12 @@ class TracedWebhook:
         return None
 
 
-class TracedPublisher(Publisher):
-    """A publisher that has the events of a traced request carry their trace to the archive."""
+def traced_publisher(spans: "Spans") -> type[Publisher]:
+    """Publishers, made as any, that have the events of a traced request carry their trace to the archive."""
 
-    def __init__(self, spans: "Spans", *words: Any, **named: Any) -> None:
-        super().__init__(*words, **named)
-        self._spans = spans
+    class TracedPublisher(Publisher):
+        async def append(self, events: Sequence[NewEvent], key: str | None = None) -> list[int]:
+            with spans.append(events) as carrying:
+                return await super().append(carrying, key)
 
-    async def append(self, events: Sequence[NewEvent], key: str | None = None) -> list[int]:
-        with self._spans.append(events) as carrying:
-            return await super().append(carrying, key)
+    return TracedPublisher

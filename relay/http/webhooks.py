@@ -47,6 +47,9 @@ _KEY = re.compile(rb"[\x21-\x7e]{1,255}")
 _START: Message = {"type": "http.response.start", "status": 204, "headers": []}
 _BODY: Message = {"type": "http.response.body"}
 
+LET_IN = "relay.let_in"
+"""In the scope of a request once its token, or its signature, has proved good."""
+
 Parse = Callable[[bytes, bytes, str | None], Sequence[NewEvent]]
 """(media type, body, the run that the path names) to events."""
 
@@ -90,11 +93,13 @@ class Webhook:
             grant = self._writers.tokens.check(headers)
             if grant is SIGNED and run_id is not None:
                 raise Unauthenticated("A signature does not cover the path; send the run in the body.")
+            scope[LET_IN] = grant is not SIGNED
             media_type = check_media_type(headers, *self._media_types)
             key = _idempotency_key(headers, b"webhook-id" if grant is SIGNED else b"idempotency-key")
             body = await read_body(scope, receive, self._limit, self._settings.body_timeout_s)
             if grant is SIGNED:
                 self._writers.tokens.verify(headers, body)
+                scope[LET_IN] = True
             self._writers.take(grant)
             events = self._parse(media_type, body, run_id)
             grant.check(events)

@@ -273,6 +273,26 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     assert sorted(texts) == sorted(one.text.decode() for one in (bad, unknown))
 
 
+async def test_the_archive_waits_for_no_spans_and_does_without_those_that_can_not_be_made(
+    servers: Servers,
+    publisher: Publisher,
+    client: redis.Redis,
+    archive: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    makers = []
+
+    def broken(kinds: Any) -> Any:
+        makers.append(threading.current_thread())
+        raise ValueError
+
+    monkeypatch.setattr("relay.spans._counted", broken)
+    await publisher.append([traced(event(), f"00-{'1' * 32}-{'2' * 16}-01")])
+    drain(Loop(client, archive, 0, Settings(persister_name="p"), Spans("persister", "http://127.0.0.1:9")))
+    assert makers == [threading.current_thread()], "and not the one that has the archive's connection"
+    assert (len(rows(servers.database_url)), pending(client)) == (1, 0)
+
+
 async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_go(
     publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:

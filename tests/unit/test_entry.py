@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.stream import entry as module
 from relay.stream.calls import AppendCall
 from relay.stream.entry import (
     SEAL_BYTES,
@@ -90,6 +91,12 @@ def test_with_or_without_a_trace_the_same_is_read(run: str, kind: str, text: byt
     assert (traceparent_of(plain[5]), traceparent_of(carrying[5])) == (None, traceparent)
     assert without_trace(plain[5]) == plain[5]
     assert without_trace(carrying[5])[:-SEAL_BYTES] == text
+
+
+def test_what_carries_no_trace_is_not_searched_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TRACED", None)
+    for field in (written(NewEvent("run-1", "toy", TEXT))[5], TEXT, b"", b"~"):
+        assert (traceparent_of(field), without_trace(field)) == (None, field)
 
 
 @given(names, names, texts, traceparents)

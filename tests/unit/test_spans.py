@@ -1,12 +1,15 @@
 """Spans: of which requests there are any, what they say, and that nobody waits for who takes them."""
 
+import asyncio
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,15 +19,18 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import ValidationError
-from starlette.types import Receive, Scope, Send
+from standardwebhooks import Webhook as Signer
+from starlette.types import Message, Receive, Scope, Send
 
 from persister.__main__ import main as persister
 from relay import spans as module
 from relay import tracing
+from relay.auth.writers import Tokens
 from relay.cli import main as relay
 from relay.errors import NotStored
 from relay.http.traced import TracedWebhook
-from relay.settings import StoreSettings
+from relay.http.webhooks import LET_IN, Writers, webhooks
+from relay.settings import Settings, StoreSettings
 from relay.spans import Spans
 from relay.stream.entry import NewEvent, traceparent_of
 
@@ -51,6 +57,7 @@ class Hook:
         self.shortcuts = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[LET_IN] = True
         with self._spans.append([EVENT]) as events:
             self.appended = events
             if self._error:
@@ -127,9 +134,93 @@ async def test_without_a_trace_that_is_recorded_a_post_takes_the_shortcut(
     assert (hook.shortcuts, found) == (1, ())
 
 
-async def test_who_may_not_write_fills_no_traces(spans: Spans) -> None:
-    _, found = await exported(spans, TRACEPARENT, 401)
-    assert [span.name for span in found] == ["append"], "and there is none where nothing is appended"
+ROUTE = "/research-pipeline/events/run-log"
+SIGNING = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+NO_EVENT = b'{"run_id": "run-1", "event": {}}'
+
+Headers = dict[bytes, bytes]
+JSON, TEXT = {b"content-type": b"application/json"}, {b"content-type": b"text/plain"}
+TOKEN, WRONG = {b"authorization": b"Bearer a token"}, {b"authorization": b"Bearer another"}
+FORGED = dict.fromkeys([b"webhook-id", b"webhook-timestamp", b"webhook-signature"], b"x")
+
+WHOLE: Message = {"type": "http.request", "body": NO_EVENT}
+BEGUN: Message = {"type": "http.request", "body": NO_EVENT[:9], "more_body": True}
+TOO_MUCH: Message = {"type": "http.request", "body": b" " * 9_000_000, "more_body": True}
+CUT: Message = {"type": "http.disconnect"}
+
+
+def signed() -> Headers:
+    now = datetime.now(UTC)
+    signature = Signer(SIGNING).sign("msg_1", now, NO_EVENT.decode())
+    words = [b"msg_1", str(int(now.timestamp())).encode(), signature.encode()]
+    return dict(zip(FORGED, words, strict=True))
+
+
+async def refused(
+    spans: Spans, settings: Settings, headers: Headers, *body: Message
+) -> tuple[int | None, Sequence[ReadableSpan]]:
+    """The status of a POST that stores nothing, None where there is no answer, and the spans it leaves."""
+    messages, exporter = list(body), InMemorySpanExporter()
+    answers: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0) if messages else await asyncio.Future()  # it waits for what does not come
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    hooks = webhooks(settings, Writers(settings, Tokens(settings)), lambda: pytest.fail("it is appended"))
+    scope = {"type": "http", "headers": [*headers.items(), (b"traceparent", TRACEPARENT.encode())]}
+    with spans.exporting(exporter):
+        await TracedWebhook(hooks[ROUTE], ROUTE, spans)(scope, receive, send)
+    return answers[0]["status"] if answers else None, exporter.get_finished_spans()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (JSON, [WHOLE], 401),
+        (JSON | WRONG, [WHOLE], 401),
+        (JSON | FORGED, [WHOLE], 401),
+        (TEXT | FORGED, [WHOLE], 415),
+        (JSON | FORGED | {b"webhook-id": b"x y"}, [WHOLE], 400),
+        (JSON | FORGED | {b"content-length": b"9000000"}, [], 413),
+        (JSON | FORGED, [TOO_MUCH], 413),
+        (JSON | FORGED, [BEGUN], 408),
+        (JSON | FORGED, [BEGUN, CUT], None),
+    ],
+)
+async def test_who_is_not_let_in_fills_no_traces(
+    spans: Spans, headers: Headers, body: Sequence[Message], status: int | None
+) -> None:
+    settings = Settings.model_validate(
+        {"TELEMETRY_WEBHOOK_TOKEN": "a token", "webhook_signing_secret": SIGNING, "body_timeout_s": 0.01}
+    )
+    assert await refused(spans, settings, headers, *body) == (status, ())
+
+
+async def test_where_no_token_is_configured_nobody_fills_traces(spans: Spans) -> None:
+    assert await refused(spans, Settings(), JSON | TOKEN, WHOLE) == (500, ())
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (TEXT | TOKEN, [WHOLE], 415),
+        (JSON | TOKEN, [WHOLE], 422),
+        (JSON | TOKEN, [BEGUN, CUT], None),
+        (JSON | signed(), [WHOLE], 422),
+    ],
+)
+async def test_what_a_writer_does_wrong_is_in_the_trace(
+    spans: Spans, headers: Headers, body: Sequence[Message], status: int | None
+) -> None:
+    settings = Settings.model_validate(
+        {"TELEMETRY_WEBHOOK_TOKEN": "a token", "webhook_signing_secret": SIGNING}
+    )
+    answered, (post,) = await refused(spans, settings, headers, *body)
+    assert post.attributes is not None
+    assert answered == post.attributes.get("http.response.status_code") == status
 
 
 @pytest.mark.parametrize("error", [NotStored("a secret"), ValueError("a secret")])
@@ -165,15 +256,15 @@ def test_a_batch_has_a_span_for_each_append_that_its_events_came_by(spans: Spans
     batch = [(entry(TRACEPARENT), True), (entry(""), True), (entry(other, b"heartbeat"), True)]
     batch += [(entry(TRACEPARENT, b"artifact"), False)]
     exporter = InMemorySpanExporter()
+    ended = time.time_ns() - 1_000_000_000
     with spans.exporting(exporter):
-        spans.archived(batch, 0.25)
+        spans.archived(batch, 0.25, ended)
     one, two = exporter.get_finished_spans()
     for span, trace, parent in ((one, TRACE, PARENT), (two, "1" * 32, "2" * 16)):
         assert (span.name, span.kind) == ("archive", SpanKind.CONSUMER)
         assert span.parent is not None
         assert (f"{span.parent.trace_id:032x}", f"{span.parent.span_id:016x}") == (trace, parent)
-        assert span.start_time is not None
-        assert span.end_time == span.start_time + 250_000_000
+        assert (span.start_time, span.end_time) == (ended - 250_000_000, ended)
     assert one.attributes == {
         "relay.events": 2,
         "relay.kinds": ("artifact", "run_log"),
@@ -182,6 +273,20 @@ def test_a_batch_has_a_span_for_each_append_that_its_events_came_by(spans: Spans
     }
     assert two.attributes == {"relay.events": 1, "relay.kinds": ("heartbeat",)}
     assert (one.status.status_code, two.status.status_code) == (StatusCode.ERROR, StatusCode.UNSET)
+
+
+def test_a_batch_that_no_spans_can_be_made_of_harms_nobody_and_is_told_of_once_in_a_while(
+    spans: Spans, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(kinds: Any) -> Any:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(module, "_counted", broken)
+    for _ in range(20):
+        spans.archived([(entry(TRACEPARENT), True)], 0, time.time_ns())
+    (said,) = caplog.messages
+    assert "KeyError" in said
+    assert "secret" not in caplog.text
 
 
 class Refusing(SpanExporter):
@@ -195,7 +300,7 @@ def test_an_endpoint_that_takes_nothing_is_told_of_once_in_a_while(
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
     with spans.exporting(Refusing()):
         for _ in range(20):
-            spans.archived([(entry(TRACEPARENT), True)], 0)
+            spans.archived([(entry(TRACEPARENT), True)], 0, time.time_ns())
     said = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.name for record in said] == ["relay.spans"]
 
@@ -203,9 +308,11 @@ def test_an_endpoint_that_takes_nothing_is_told_of_once_in_a_while(
 class Frozen(SpanExporter):
     def __init__(self) -> None:
         self.thawed = threading.Event()
+        self.taken = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.thawed.wait(30)
+        self.taken += len(spans)
         return SpanExportResult.SUCCESS
 
 
@@ -222,15 +329,30 @@ def test_an_endpoint_that_hangs_keeps_no_program_from_its_end(
     monkeypatch.setattr(module, "FLUSH_S", 0.05)
     began = time.monotonic()
     with spans.exporting(frozen):
-        spans.archived([(entry(TRACEPARENT), True)] * 3, 0)
+        spans.archived([(entry(TRACEPARENT), True)] * 3, 0, time.time_ns())
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(("size", "whole"), [(None, True), ("512", False)])
+def test_the_largest_batch_has_room_while_its_spans_wait_unless_the_operator_gave_less(
+    spans: Spans, frozen: Frozen, size: str | None, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 30)
+    if size:
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", size)
+    batch = [(entry(f"00-{TRACE}-{number:016x}-01"), True) for number in range(1, 10_001)]
+    with spans.exporting(frozen):
+        spans.archived(batch, 0, time.time_ns())
+        frozen.thawed.set()
+    assert (frozen.taken == len(batch)) is whole
+
+
+@pytest.mark.parametrize("missing", [tracing.EXPORTER, tracing.EXPORTER.rpartition(".")[0]])
 @pytest.mark.parametrize(("program", "words"), [(relay, ["serve", "--port", "0"]), (persister, ["run"])])
 def test_where_the_extra_is_missing_it_says_so_at_the_start(
-    program: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+    program: Any, words: list[str], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "relay.spans", None)
+    monkeypatch.setitem(sys.modules, missing, None)
     refused = CliRunner(env={ENDPOINT: "http://127.0.0.1:9"}).invoke(program, words)
     assert refused.exit_code == 1
     assert "rp-relay[tracing]" in refused.output
@@ -265,4 +387,28 @@ print(sorted(loaded))
 
 def test_without_an_endpoint_nothing_of_it_is_loaded_beyond_what_the_framework_and_the_driver_load() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+SERVED = """
+import sys
+import relay.cli
+
+def serve(listener, workers):
+    heavy = {"relay.spans", "opentelemetry.sdk.trace", "google.protobuf", "requests"}
+    print(sorted(heavy & sys.modules.keys()))
+
+relay.cli.server.serve = serve
+relay.cli.main(["serve", "--port", "0", "--workers", "2"], standalone_mode=False)
+"""
+
+
+def test_with_an_endpoint_it_is_loaded_by_the_workers_and_not_by_their_parent() -> None:
+    nowhere = "127.0.0.1:9"
+    env = os.environ | {
+        ENDPOINT: f"http://{nowhere}",
+        "REDIS_URL": f"redis://{nowhere}",
+        "DATABASE_URL": f"postgresql://{nowhere}/none",
+    }
+    done = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, check=True, env=env)
     assert done.stdout == "[]\n"
