@@ -26,7 +26,7 @@ def spans(settings: StoreSettings, program: Program) -> "Spans | None":
 
 
 def check(settings: StoreSettings) -> None:
-    """Raises Misconfigured where there should be traces, and what sends them is not there. Loads none of it."""
+    """Raises Misconfigured where there should be traces, and what sends them is not there. Loads none."""
     if settings.otlp_endpoint and not _installed():
         raise Misconfigured(
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed: install "
