@@ -352,6 +352,7 @@ def test_the_largest_batch_has_room_while_its_spans_wait_unless_the_operator_gav
 def test_where_the_extra_is_missing_it_says_so_at_the_start(
     program: Any, words: list[str], missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(sys.modules, tracing.EXPORTER)
     monkeypatch.setitem(sys.modules, missing, None)
     refused = CliRunner(env={ENDPOINT: "http://127.0.0.1:9"}).invoke(program, words)
     assert refused.exit_code == 1
