@@ -12,7 +12,7 @@ from tests.faults.test_rows_network import lost_answers
 from tests.faults.test_rows_web import newcomers
 from tests.faults.world import World
 
-AT_STAKE = 16_384
+AT_STAKE = 8192
 """More than all events that are under way, so that some of it was acknowledged."""
 
 
