@@ -30,7 +30,7 @@ GROWTH = 4
 
 
 class Settlement(NamedTuple):
-    """What is stored: the ids of the entries, and of each run's newest among them."""
+    """What is stored: the ids of the entries, and the newest of each run, stored or about to be buried."""
 
     stream_ids: Sequence[bytes]
     newest: Mapping[str, str]
@@ -132,8 +132,8 @@ class Consumer:
         """The commands, as they go over the wire: the driver would look at each of thousands of ids.
 
         Most entries are acknowledged by a plain command, at half of what the function takes for each. The
-        newest one of each run is left to the function, since nobody else gives the run log its expiry: where
-        the connection ends in between, these entries come again, and with them the function.
+        newest one of each run is left to the function, or is buried after it, since nobody else gives the run
+        log its expiry: where the connection ends in between, these come again, and with them the function.
         """
         stream_ids, newest = settlement
         tips = {tip.encode() for tip in newest.values()}
@@ -227,7 +227,8 @@ class Consumer:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
     def _call(self, *commands: bytes) -> None:
-        """Calls server-side functions; loads the library first where it is missing, and repeats all then."""
+        """Sends commands, server-side functions among them. Where the library is missing it is loaded first,
+        and all are repeated."""
         answers = self._exchange(*commands)
         if any(isinstance(answer, Exception) and functions.MISSING in str(answer) for answer in answers):
             self._redis.function_load(functions.LIBRARY, replace=True)

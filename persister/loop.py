@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,12 +36,14 @@ BACKOFF_S = (0.1, 5.0)
 
 
 class Batch(NamedTuple):
-    """What was claimed together. `malformed` are those that are no events, with the reason."""
+    """What was claimed together. `malformed` are those that can not be stored, with the reason; `newest` has
+    the stream id of the last entry of each run, whatever becomes of it."""
 
     deliveries: Sequence[Delivery]
     entries: Sequence[Entry]
     malformed: Sequence[tuple[Delivery, str]]
     rows: copy.Rows | None
+    newest: Mapping[str, str]
 
 
 class Loop:
@@ -166,21 +168,30 @@ class Loop:
         return self._ready(ahead) if ahead else None
 
     def _settlement(self) -> Settlement | None:
-        """What is stored, now that it is; the others become dead letters."""
+        """What is stored, now that it is, to be acknowledged with the next claim.
+
+        Where something could not be stored, the rest is acknowledged at once, and only then the dead letters
+        are buried: a run log that ends with one has its expiry by then, or its end comes again.
+        """
         if self._stored is None:
             return None
         (batch, rejected), self._stored = self._stored, None
         bad = {str(stream_id(entry.id)).encode(): reason for entry, reason in rejected}
         bad |= {delivery[0]: reason for delivery, reason in batch.malformed}
-        for delivery in batch.deliveries if bad else ():
+        stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
+        settlement = Settlement(stored, batch.newest) if stored or batch.newest else None
+        if not bad:
+            return settlement
+        if settlement:
+            self._consumer.settle(settlement)
+        for delivery in batch.deliveries:
             if delivery[0] in bad:
                 self._bury(delivery, bad[delivery[0]])
-        stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
-        return Settlement(stored, _newest_of_runs(batch.entries)) if stored else None
+        return None
 
     def _ready(self, deliveries: Sequence[Delivery]) -> Batch:
         """A batch, decoded and made ready to be stored."""
-        entries: list[Entry] = []
+        decoded: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
         for delivery in deliveries:
             try:
@@ -188,11 +199,11 @@ class Loop:
             except MalformedEntry as error:
                 malformed.append((delivery, str(error)))
                 continue
-            if entry.kind in REGISTRY:
-                entries.append(entry)
-            else:
+            decoded.append(entry)
+            if entry.kind not in REGISTRY:
                 malformed.append((delivery, "its kind is not known to this version"))
-        return Batch(deliveries, entries, malformed, copy.rows(entries))
+        entries = [entry for entry in decoded if entry.kind in REGISTRY] if malformed else decoded
+        return Batch(deliveries, entries, malformed, copy.rows(entries), _newest_of_runs(decoded))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("entry %s goes to the dead letters: %s", delivery[0].decode(), reason)

@@ -28,7 +28,6 @@ from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
 from relay.startup import EVERY_CHECK, guard, redis_by_hand
 from relay.stream.keys import RUN_ID
-from relay.watch import watch
 
 DATA_DIR = Path(".relay-data")
 SECRETS = "secrets.json"
@@ -179,6 +178,8 @@ def _secret(name: str, secret: SecretStr | None) -> str:
 @click.option("--token", envvar="RELAY_TOKEN", required=True, help="A viewer's token, or set RELAY_TOKEN.")
 def tail(conversation: int, run_id: str, url: str, token: str) -> None:
     """Show a run in the terminal until it is over."""
+    from relay.watch import watch  # noqa: PLC0415 - no worker should have to load it
+
     try:
         for _, message in watch(url, conversation, run_id, token):
             click.echo(json.dumps(message, ensure_ascii=False))

