@@ -155,7 +155,7 @@ class CurlViewer:
                 seen.append(message["data"]["details"]["number"])
         return seen
 
-    def wait(self, *numbers: int, timeout_s: float = 5) -> None:
+    def wait(self, *numbers: int, timeout_s: float = 10) -> None:
         """Until it has seen exactly these: sooner than a keep-alive could push them through a buffer."""
         wait_until(lambda: len(self.numbers()) >= len(numbers), f"events {numbers}", timeout_s)
         assert self.numbers() == list(numbers)

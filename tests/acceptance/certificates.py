@@ -19,9 +19,13 @@ class Authority:
         directory.mkdir()
         self.ca, self.certificate, self.key = (directory / name for name in ("ca.pem", "cert.pem", "key.pem"))
         ca_key, request, names = (directory / name for name in ("ca.key", "request.pem", "names"))
-        names.write_text("subjectAltName=DNS:localhost")
+        # Python 3.13 is strict about what a certificate has to say.
+        names.write_text(
+            "subjectAltName=DNS:localhost\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+        )
         new_key = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        openssl(*new_key, "-x509", "-subj", "/CN=tests", "-keyout", ca_key, "-out", self.ca)
+        usage = ["-addext", "keyUsage=critical,keyCertSign"]
+        openssl(*new_key, "-x509", "-subj", "/CN=tests", *usage, "-keyout", ca_key, "-out", self.ca)
         openssl(*new_key, "-subj", "/CN=localhost", "-keyout", self.key, "-out", request)
         signed: list[str | Path] = ["-CA", self.ca, "-CAkey", ca_key, "-CAcreateserial", "-extfile", names]
         openssl("x509", "-req", "-in", request, *signed, "-out", self.certificate)

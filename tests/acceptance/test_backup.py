@@ -71,7 +71,8 @@ def restored(place: Path, redis_url: str, database_url: str, run_id: str) -> obj
         path = f"{url}/conversations/7/idea/research-run/{run_id}/paper-generation-progress"
 
         def whole() -> object:
-            events = CLIENT.get(path, headers=viewer()).json()["events"]
+            answer = CLIENT.get(path, headers=viewer())
+            events = answer.json()["events"] if answer.status_code == 200 else []
             return events if len(events) == 2 else None
 
-        return wait_until(whole, "the event that was not archived yet")
+        return wait_until(whole, "the event that was not archived yet", 60)

@@ -1,6 +1,9 @@
 """What the contract says about browsers, shown with browsers: they reconnect, and they know when to stop."""
 
+import contextlib
+import random
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +12,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from relay.embedded import free_port
 from tests.acceptance.browsers import PROGRAMS, Site, browser, site_for
 from tests.acceptance.running import Relay, Viewer, relay_up
 from tests.factories import new_run_id, progress
+from tests.faults.failover import BUS_PORTS
 from tests.waiting import wait_until
 
 CLOSED = 2
@@ -26,8 +29,11 @@ in_both_browsers = pytest.mark.parametrize("program", PROGRAMS)
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Of the page's origin."""
-    return free_port()
+    """Of the page's origin. Each test binds it again, so it is none that others are given in between."""
+    for port in random.sample(BUS_PORTS, 10):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,8 @@ def archived(relay: Relay, conversation: int, run_id: str, count: int) -> list[i
     path = f"{relay.url}/conversations/{conversation}/idea/research-run/{run_id}/paper-generation-progress"
 
     def ids() -> list[int] | None:
-        found = [event["id"] for event in CLIENT.get(path, headers=viewer()).json()["events"]]
+        answer = CLIENT.get(path, headers=viewer())
+        found = [event["id"] for event in answer.json()["events"]] if answer.status_code == 200 else []
         return found if len(found) >= count else None
 
     return wait_until(ids, f"{count} archived events", 60) or []

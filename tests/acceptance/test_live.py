@@ -272,7 +272,7 @@ def test_a_shutdown_sends_everybody_off_to_come_back(place: Path, workers: int) 
             watching.wait(1)
         relay.kill("relay", "serve", how=signal.SIGTERM)
         for watching in viewers:
-            watching.ended(5)
+            watching.ended(8)
             assert watching.clean_end
             assert re.search(r"^retry: [0-9]+$", watching.raw[-1], re.MULTILINE)
         relay.progress(run_id, progress(2))

@@ -339,14 +339,19 @@ def test_over_tls_with_the_right_authority_the_product_works(
     with (
         web_worker(place / "web.log", **env) as (url, _),
         a_persister(place / "persister.log", **env),
-        httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}) as http,
+        httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=20) as http,
     ):
         owner = {"conversation_id": CONVERSATION, "user_id": USER}
         http.put(f"/research-pipeline/runs/{run_id}", json=owner).raise_for_status()
         event = {"run_id": run_id, "event": progress(1)}
         http.post("/research-pipeline/events/paper-generation-progress", json=event).raise_for_status()
         history = f"/conversations/{CONVERSATION}/idea/research-run/{run_id}/paper-generation-progress"
-        wait_until(lambda: http.get(history, headers=viewer()).json()["events"], "the event in the archive")
+
+        def archived() -> bool:
+            answer = http.get(history, headers=viewer())
+            return answer.status_code == 200 and bool(answer.json()["events"])
+
+        wait_until(archived, "the event in the archive", 60)
 
 
 def test_with_another_authority_nothing_starts(

@@ -29,6 +29,9 @@ LOST_CONNECTION = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunErr
 Address = Callable[[], tuple[str, int]]
 """Where to connect to this time."""
 
+SILENCE_S = 20.0
+"""After so long without a byte a viewer takes its connection for dead."""
+
 
 class Answer(NamedTuple):
     status: int
@@ -205,7 +208,7 @@ class Watcher:
         self.connects: list[Connect] = []
         self.trouble: list[str] = []
         self.arrivals: list[float] = []
-        self.silence_s = 20.0
+        self.silence_s = SILENCE_S
         self.receive_bytes: int | None = None
         self.reads = asyncio.Event()
         self.reads.set()

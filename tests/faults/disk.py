@@ -33,18 +33,33 @@ class PowerLoss:
         before = note.read_text()
         await until(lambda: note.read_text() != before, "the file to be synced")
 
-    async def strike(self) -> int:
+    async def strike(self, at_stake: int = 0) -> int:
         """The server ends at once, and its file is what a disk has after a power failure; answers how many
-        bytes that were written are gone."""
+        bytes that were written are gone. Waits for a moment when these are at least `at_stake`."""
+
+        def caught() -> bool:
+            if self._unsynced() < at_stake:
+                return False
+            self._valkey.freeze()  # or it might sync in between
+            if self._unsynced() >= at_stake:
+                return True
+            self._valkey.thaw()
+            return False
+
+        await until(caught, f"{at_stake} bytes that are not synced", 60)
         await self._valkey.kill()
-        lost = 0
+        lost = self._unsynced()
         for path in append_only_files(self._valkey):
-            note = self._notes / path.name
-            assert note.exists(), f"{path.name} was never synced"
-            kept = int(note.read_text())
-            lost += path.stat().st_size - kept
-            os.truncate(path, kept)
+            os.truncate(path, self._kept(path))
         return lost
+
+    def _unsynced(self) -> int:
+        return sum(path.stat().st_size - self._kept(path) for path in append_only_files(self._valkey))
+
+    def _kept(self, path: Path) -> int:
+        note = self._notes / path.name
+        assert note.exists(), f"{path.name} was never synced"
+        return int(note.read_text())
 
 
 def append_only_files(valkey: Valkey) -> list[Path]:

@@ -21,6 +21,9 @@ PRIMARIES = 3
 AWAY_MS = 1_000
 """After how long a server that does not answer is held to be dead: far below the defaults, as a test is."""
 
+PATIENT_MS = 15_000
+"""The default, where nobody could take over anyway."""
+
 BUS_PORTS = range(12_000, 32_000)
 """Below those that the system gives out, which are soon somebody else's while so many servers start."""
 
@@ -91,7 +94,7 @@ class Cluster(Failover):
         self._primaries = primaries
         lines = [
             "cluster-enabled yes",
-            f"cluster-node-timeout {AWAY_MS}",
+            f"cluster-node-timeout {AWAY_MS if replicas else PATIENT_MS}",
             "cluster-require-full-coverage no",
             "cluster-replica-validity-factor 0",
         ]

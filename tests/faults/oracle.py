@@ -182,7 +182,7 @@ class Expected:
     resets: bool = False
     """Viewers may be made to start anew, since their place is really gone."""
     deadline_s: float = 3.0
-    slack_s: float = 1.0
+    slack_s: float = 2.0
     """For the machine that the tests share with others; the product's own deadline is far below."""
     may_give_up: bool = False
     """A stopped or unreachable web worker can not answer; the producer's own time-out is then right."""

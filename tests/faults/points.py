@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import relay.app
+import relay.http.ops
 import relay.stream.tail
 from persister import copy, store
 from persister.consumer import Consumer, Delivery
@@ -30,6 +31,11 @@ from tests.faults import failing
 def impatient(seconds: int) -> None:
     """No failure: a tailer mistrusts its place after so many seconds without being run, not after 30."""
     relay.stream.tail.STALLED_S = float(seconds)
+
+
+def fresh(times: int) -> None:
+    """No failure: who asks whether a worker is ready is told of now, and not of up to a second ago."""
+    relay.http.ops.FRESH_S = 0.0
 
 
 def stops_in_dispatch(times: int) -> None:
@@ -105,7 +111,7 @@ def vitals(times: int) -> None:
     relay.app.running = noted
 
 
-for point in (impatient, stops_in_dispatch, linger, backwards, unsorted, few_files, vitals):
+for point in (impatient, fresh, stops_in_dispatch, linger, backwards, unsorted, few_files, vitals):
     failing.POINTS[point.__name__] = point
 
 

@@ -43,8 +43,6 @@ PAUSE_S = 2.0
 """The longest rest of a producer: some 20 events a second from all, so 1,000 deliveries to 1,000 viewers."""
 TASKS_SLACK = 5
 """Calls that are under way."""
-SLACK_S = 1.5
-"""Beyond a call's deadline: producers, viewers and a proxy share one event loop, at low priority."""
 
 
 class SoakWatcher(Watcher):
@@ -216,7 +214,7 @@ async def soak(place: Path, minutes: float, viewers: int, seed: int, output: Pat
                 task.cancel()
             ends = await asyncio.gather(*always, return_exceptions=True)
         assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
-        expected = Expected(acknowledged=min(1000, int(600 * minutes)), unknown=True, slack_s=SLACK_S)
+        expected = Expected(acknowledged=min(1000, int(600 * minutes)), unknown=True)
         verdict = await world.over(expected, settle_s=120)
         report(world, verdict, viewers, output)
     finally:

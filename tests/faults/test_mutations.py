@@ -12,9 +12,12 @@ from tests.faults.test_rows_network import lost_answers
 from tests.faults.test_rows_web import newcomers
 from tests.faults.world import World
 
+AT_STAKE = 8192
+"""More than all events that are under way, so that some of it was acknowledged."""
+
 
 async def test_without_a_sync_before_the_answer_row_09_is_red(world: World, row: Row) -> None:
-    await power_loss(world, "everysec")
+    await power_loss(world, "everysec", AT_STAKE)
     verdict = await world.over(Expected(unknown=True, resets=True), settle_s=5)
     row.red(verdict, Fault.LOST)
 

@@ -119,6 +119,15 @@ async def test_row_21_a_persister_is_killed(world: World, row: Row, point: str) 
     row(verdict)
 
 
+def caught_at_work(world: World, persister: Persister) -> bool:
+    """Freezes it, and whether it has a batch at hand then; else it goes on."""
+    persister.freeze()
+    if pending_of(world, persister) > 0:
+        return True
+    persister.thaw()
+    return False
+
+
 async def test_row_22_a_peer_takes_over_from_a_frozen_persister_that_comes_back(
     world: World, row: Row
 ) -> None:
@@ -128,15 +137,12 @@ async def test_row_22_a_peer_takes_over_from_a_frozen_persister_that_comes_back(
     zombie = await world.add_persister("points", "linger:2")
     await world.load()
     async with world.fault():
-        await until_in_thread(lambda: pending_of(world, zombie) > 0, "a batch at hand", SETTLE_S)
-        zombie.freeze()
-        left = pending_of(world, zombie)
+        await until_in_thread(lambda: caught_at_work(world, zombie), "a batch at hand", SETTLE_S)
         await world.add_persister()
         await until_in_thread(lambda: pending_of(world, zombie) == 0, "the peer to take over", SETTLE_S)
         zombie.thaw()
         await world.more(200)
     verdict = await world.over()
-    assert left > 0
     nobody_noticed(world)
     row(verdict)
 
@@ -206,7 +212,7 @@ async def test_row_24_postgresql_crashes_and_then_is_away_for_long(world: World,
             await world.more(50)
             status, took_s = await history(world)
             assert status == 503
-            assert took_s < 4
+            assert took_s < 6
             await world.last(seconds)
             await postgres.start()
         await history_is_back(world)
@@ -226,7 +232,7 @@ async def test_row_25_postgresql_is_frozen(world: World, row: Row) -> None:
         for _ in range(3):
             status, took_s = await history(world)
             assert status == 503
-            assert took_s < 4
+            assert took_s < 6
         await frozen
         postgres.thaw()
     await history_is_back(world)

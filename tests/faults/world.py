@@ -16,7 +16,7 @@ from relay import migrate
 from relay.stream.keys import ShardKeys, shard_of_run
 from tests.acceptance.running import CLIENT, CONVERSATION, USER
 from tests.canaries import TOKEN
-from tests.faults.clients import Address, Producer, Watcher
+from tests.faults.clients import SILENCE_S, Address, Producer, Watcher
 from tests.faults.failover import Failover
 from tests.faults.oracle import Back, Expected, Facts, Gauge, Ledger, Verdict, judge
 from tests.faults.proxy import Proxy
@@ -154,6 +154,7 @@ class World(Stores):
         keyed: bool = True,
         address: Address | None = None,
         watch: Address | None = None,
+        silence_s: float = SILENCE_S,
     ) -> None:
         """Starts producers, one a run, and viewers of each run, and waits until all of them are at work."""
         for number in range(runs):
@@ -166,7 +167,8 @@ class World(Stores):
         self._files = {web.pid: _files(web.pid) for web in self.webs}
         for producer in self.producers:
             for number in range(viewers):
-                self.watch(producer.run_id, f"viewer {number} of {producer.run_id}", watch)
+                made = self.watch(producer.run_id, f"viewer {number} of {producer.run_id}", watch)
+                made.silence_s = silence_s
         for watcher in self.watchers:
             await until(watcher.admitted.is_set, f"{watcher.name} to be let in", SETTLE_S)
         for producer in self.producers:

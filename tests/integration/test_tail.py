@@ -45,7 +45,7 @@ async def tailing(url: str) -> AsyncIterator[Tailed]:
     running = asyncio.create_task(tailer.run())
     viewer = Viewer(wire, framing=Framing.RESUMABLE, buffer_limit=1 << 20)
     hub.register(viewer, "run-1")
-    await tailer.ready(5)
+    await tailer.ready(20)
     viewer.missed = False
     viewer.release()
     yield Tailed(tailer, hub, viewer, wire)
@@ -152,11 +152,11 @@ async def test_a_tailer_that_redis_does_not_answer_is_deaf_while_somebody_watche
 ) -> None:
     """It is heard of again once Redis answers, and nothing has to be heard where nobody watches."""
     monkeypatch.setattr(tail, "DEAF_S", 0.3)
-    assert not tailed.tailer.deaf
-    client.client_pause(700)
+    await until(lambda: not tailed.tailer.deaf, "the tailer to hear")
+    client.client_pause(1500)
     await until(lambda: tailed.tailer.deaf, "the tailer to be deaf")
     await until(lambda: not tailed.tailer.deaf, "the tailer to hear again")
-    client.client_pause(700)
+    client.client_pause(1500)
     await until(lambda: tailed.tailer.deaf, "the tailer to be deaf again")
     tailed.hub.unregister(tailed.viewer, "run-1")
     await until(lambda: not tailed.tailer.deaf, "the tailer to have nothing to hear")

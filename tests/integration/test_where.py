@@ -20,6 +20,8 @@ KEYS = [ShardKeys(shard).log for shard in range(SHARDS)]
 MOVED = 0
 """The shard that moves."""
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 async def ends() -> AsyncIterator[AsyncExitStack]:
