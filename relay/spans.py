@@ -42,7 +42,7 @@ FLUSH_S = 2.0
 
 QUEUE_SPANS = 20_000
 """How many wait for the endpoint at most. A batch of the persister, up to 10,000 appends, makes its spans all
-at once; the SDK's own 2,048 would drop most of them without a word. Full, it holds some 40 MB."""
+at once; the SDK's own 2,048 would drop most of them without a word."""
 
 SAID_EVERY_S = 300.0
 """How often the log says that spans are dropped, and why."""
