@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from relay.auth.tickets import TTL_S
+from relay.headers import PRIVATE
 from relay.http import document
 from relay.http.access import Access
 from relay.http.asgi import HandOff
@@ -69,7 +70,7 @@ def router(live: ASGIApp, conversation: ASGIApp, access: Access) -> APIRouter:
 
     @routes.post("/tickets", status_code=201, summary="A ticket for one stream, for pages without headers")
     async def tickets(request: Request, response: Response) -> Ticket:
-        response.headers["cache-control"] = "no-store"
+        response.raw_headers.extend(PRIVATE)
         return Ticket(ticket=await access.ticket(request.scope), expires_in=TTL_S)
 
     return routes

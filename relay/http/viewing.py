@@ -148,7 +148,7 @@ class Viewing(ABC):
 
     async def nothing_more(self) -> None:
         """Tells a reconnecting browser to stop."""
-        await self._send({"type": "http.response.start", "status": 204, "headers": []})
+        await self._send({"type": "http.response.start", "status": 204, "headers": PRIVATE})
         await self._send({"type": "http.response.body"})
 
     async def _go_on(self, why: Wake) -> bool:

@@ -14,6 +14,13 @@ from tests.canaries import TOKEN
 
 PROBLEM = "application/problem+json"
 
+EVERYWHERE = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+"""The headers of all that viewers get."""
+
 
 class Answer(NamedTuple):
     """An answer, and whether the server ended the connection after it."""

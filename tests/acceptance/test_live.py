@@ -10,15 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance.raw import EVERYWHERE
 from tests.acceptance.running import CLIENT, CONVERSATION, EVENTS, USER, Relay, Viewer, relay_up, viewer
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
-
-EVERYWHERE = {
-    "cache-control": "no-store",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
 
 
 @pytest.fixture
@@ -111,6 +106,9 @@ def test_who_comes_after_the_end_gets_everything_and_the_end(
     again = Viewer(service, run_id, position=late.position)
     again.ended()
     assert again.status == 204
+    position = {"last-event-id": str(late.position)}
+    answer = CLIENT.get(f"{service.run_url(run_id)}/events", headers=viewer() | position)
+    assert EVERYWHERE.items() <= dict(answer.headers).items(), answer.status_code
 
 
 def test_events_after_the_end_are_stored_and_shown_to_those_who_come_back(
@@ -167,7 +165,9 @@ def test_the_headers_keep_proxies_and_caches_out_of_the_way(service: Relay, run_
             assert answer.headers["x-accel-buffering"] == "no"
 
 
-@pytest.mark.parametrize("path", ["/events", "/paper-generation-progress", "/nothing-of-that-name"])
+@pytest.mark.parametrize(
+    "path", ["/events", "/paper-generation-progress", "/logs", "", "/nothing-of-that-name"]
+)
 def test_every_answer_is_for_its_reader_alone(service: Relay, run_id: str, path: str) -> None:
     for headers in (viewer(), {}):
         with CLIENT.stream("GET", service.run_url(run_id) + path, headers=headers) as answer:

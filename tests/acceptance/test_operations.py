@@ -9,6 +9,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.acceptance.running import CLIENT, Relay, Viewer, environment_with, viewer, web_worker
+from tests.canaries import IN_NO_LOG
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
 
@@ -143,6 +144,8 @@ def test_row_19_the_number_of_series_does_not_grow_with_runs_and_mistakes(relay:
     assert after == before
     assert not [key for key in after if any(label in runs for label in key)]
     assert all(not math.isnan(value) for value in samples(relay).values())
+    shown = relay.ops("/metrics").text
+    assert not [string for strings in IN_NO_LOG.values() for string in strings if string in shown]
 
 
 def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Relay, place: Path) -> None:
