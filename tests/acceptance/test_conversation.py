@@ -257,3 +257,14 @@ def send_when_back(relay: Relay, runs: list[str]) -> None:
         return True
 
     wait_until(sent, "the web process to be back")
+
+
+def test_a_stream_ends_where_the_conversation_becomes_another_s(service: Relay, conversation: int) -> None:
+    claim(service, conversation, 1)
+    watching = follow(service, conversation)
+    watching.wait(1)
+    with sql(service.database_url) as cursor:
+        cursor.execute("UPDATE conversations SET user_id = %s WHERE id = %s", [USER + 1, conversation])
+    watching.ended()
+    again = CLIENT.get(f"{service.url}/conversations/{conversation}/events", headers=viewer())
+    assert again.status_code == 403

@@ -98,7 +98,12 @@ def test_the_log_of_the_embedded_valkey_is_synced_before_each_answer(relay: Rela
 @pytest.mark.usefixtures("relay")
 def test_nobody_else_on_the_machine_can_read_what_the_embedded_servers_keep(directory: Path) -> None:
     kept = directory / "relay"
-    for path in (kept / "valkey", kept / "postgres" / "data", *kept.glob("*/password")):
+    for path in (
+        kept / "valkey",
+        kept / "postgres" / "data",
+        *kept.glob("*/password"),
+        kept / "secrets.json",
+    ):
         assert path.stat().st_mode & 0o077 == 0, path
 
 

@@ -148,6 +148,16 @@ def test_nobody_else_opens_connections() -> None:
         assert not opens or name_of(path) in ("relay.connect", "relay.embedded", "relay.demo"), path
 
 
+CALLS_OUT = {"relay.auth.reread", "relay.cli", "relay.demo", "relay.watch"}
+"""What may ask another server by HTTP: for a key set that the operator names, or as a command."""
+
+
+def test_nothing_that_a_request_says_makes_the_service_call_out() -> None:
+    clients = {"aiohttp", "http.client", "httpx", "requests", "urllib.request", "urllib3"}
+    calling = {name_of(path) for path in modules("relay") + modules("persister") if imports(path) & clients}
+    assert calling <= CALLS_OUT
+
+
 def test_a_web_worker_loads_no_library_that_only_commands_need() -> None:
     program = "import sys, relay.cli, relay.server; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

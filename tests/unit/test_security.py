@@ -82,3 +82,15 @@ def test_nothing_is_evaluated_unpickled_or_given_to_a_shell(path: Path) -> None:
     names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
     assert not names & {"eval", "exec", "pickle", "marshal", "shelve"}
     assert "shell=True" not in text
+
+
+def test_no_file_of_the_product_holds_a_secret() -> None:
+    secret = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY|eyJhbGciOi|AKIA[0-9A-Z]{16}|whsec_[A-Za-z0-9+/]{24}")
+    files = [
+        path
+        for place in ("relay", "persister", "migrations", "deploy")
+        for path in (ROOT / place).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    assert len(files) > 50
+    assert not [path for path in files if secret.search(path.read_text(errors="replace"))]
