@@ -16,12 +16,11 @@ from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
-from persister.trim import limit, trim
+from persister.trim import trim
 from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.spans import Spans
 from relay.stream.entry import SEAL_BYTES, NewEvent, traced
-from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -358,38 +357,6 @@ async def test_only_what_is_archived_and_old_is_trimmed(
     drain(persister("slow"))
     assert trim(client, 0, timedelta(hours=1)) == 0, "they are in the retention window"
     assert trim(client, 0, timedelta(seconds=-1)) > 0
-
-
-def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis.Redis) -> None:
-    def looked_at() -> tuple[int, StreamId | None]:
-        return trim(client, 0, timedelta(seconds=-1)), last_delivered(client, KEYS.log)
-
-    assert looked_at() == (0, None), "there is no log"
-    entries: list[Any] = [client.xadd(KEYS.log, {"r": "run-1"}) for _ in range(200)]
-    assert looked_at() == (0, None), "nobody reads it"
-    client.xgroup_create(KEYS.log, "somebody-else", "$")
-    assert looked_at() == (0, None), "another reads it"
-    client.xgroup_create(KEYS.log, GROUP, entries[-1])
-    trimmed, last = looked_at()
-    assert (trimmed > 0, str(last)) == (True, entries[-1].decode())
-    client.set("text", "x")
-    with pytest.raises(redis.exceptions.ResponseError):
-        last_delivered(client, "text")
-
-
-@pytest.mark.parametrize(
-    ("pending", "delivered", "retained", "stays"),
-    [
-        (StreamId(5, 1), StreamId(9, 0), StreamId(20, 0), StreamId(5, 1)),
-        (None, StreamId(9, 0), StreamId(20, 0), StreamId(9, 1)),
-        (StreamId(5, 1), StreamId(9, 0), StreamId(2, 0), StreamId(2, 0)),
-        (StreamId(9, 0), StreamId(10, 0), StreamId(10, 1), StreamId(9, 0)),
-    ],
-)
-def test_the_limit_of_trimming_is_compared_in_numbers(
-    pending: StreamId | None, delivered: StreamId, retained: StreamId, stays: StreamId
-) -> None:
-    assert limit(pending, delivered, retained) == stays
 
 
 async def test_a_run_log_that_ends_with_a_dead_letter_gets_its_expiry(
