@@ -54,6 +54,11 @@ class Stored(NamedTuple):
     took_s: float
     ended_ns: int
 
+    @property
+    def refused(self) -> dict[bytes, str]:
+        """Why PostgreSQL did not take an entry, by its stream id."""
+        return {str(stream_id(entry.id)).encode(): reason for entry, reason in self.rejected}
+
 
 class Loop:
     """Drains one shard until it is stopped. Any number of them, in whatever processes, share the work."""
@@ -186,8 +191,7 @@ class Loop:
         if self._spans:  # while PostgreSQL has the next batch already, where there is one
             self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
         batch = ended.batch
-        bad = {str(stream_id(entry.id)).encode(): reason for entry, reason in ended.rejected}
-        bad |= {delivery[0]: reason for delivery, reason in batch.malformed}
+        bad = ended.refused | {delivery[0]: reason for delivery, reason in batch.malformed}
         stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
         settlement = Settlement(stored, batch.newest) if stored or batch.newest else None
         if not bad:
@@ -228,12 +232,11 @@ class Loop:
 
 def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:
     """The fields of the entries of a batch, and whether they were stored; not of those that are no events."""
-    batch, rejected = stored.batch, stored.rejected
-    malformed = {delivery[0] for delivery, _ in batch.malformed}
-    bad = {str(stream_id(entry.id)).encode() for entry, _ in rejected}
-    for id, fields in batch.deliveries:
+    malformed = {delivery[0] for delivery, _ in stored.batch.malformed}
+    refused = stored.refused
+    for id, fields in stored.batch.deliveries:
         if fields and id not in malformed:
-            yield fields, id not in bad
+            yield fields, id not in refused
 
 
 def _newest_of_runs(entries: Sequence[Entry]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from relay.errors import Misconfigured
 from relay.listener import ADDRESS
+from relay.logs import Format, Level
 from relay.stream.keys import MAX_SHARDS
 from relay.where import where
 
@@ -77,12 +78,12 @@ class StoreSettings(BaseSettings):
         description="Where traces go, by OTLP over HTTP: those of requests with a `traceparent`. Without it "
         "there are none, and nothing that makes them is loaded.",
     )
-    log_format: Literal["json", "text"] = Field(
+    log_format: Format = Field(
         "json",
         description="How logs look, on stderr: an object a line for programs, or text for people, as "
         "`relay up` has them.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Level = Field(
         "info",
         description="From which level on something is logged: `warning` leaves out what goes well.",
     )
