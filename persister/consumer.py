@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import redis
@@ -13,7 +14,8 @@ from persister.settings import Settings
 from relay.errors import Unavailable
 from relay.link import Durability, command
 from relay.stream import functions
-from relay.stream.keys import GROUP, ShardKeys, StreamId, ordinal_above
+from relay.stream.group import last_delivered
+from relay.stream.keys import ERASURE, GROUP, ShardKeys, StreamId, ordinal_above
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +29,8 @@ Delivery = tuple[bytes, Sequence[bytes]]
 """An entry as the server gives it: stream id, and fields in order. (They come as lists of two, and are not
 all made anew to be tuples.)"""
 
-FIRST_COUNT = 1000
-GROWTH = 4
-"""How many times as large as the last batch the next one may be, until it is known how large events are."""
+READ_COUNT = 256
+"""Entries that are read at once: with the largest events 64 MiB, which is known only when it is there."""
 
 
 class Batch(NamedTuple):
@@ -75,7 +76,6 @@ class Consumer:
         self._backlog = True
         self._take_over_at = 0.0
         self._position: bytes | None = None
-        self._count = min(FIRST_COUNT, settings.persister_batch)
         self.full = False
         """Whether the last batch of new entries was as large as was asked for, so that more is likely."""
         self.lost = 0
@@ -120,6 +120,15 @@ class Consumer:
         with self._connection() as connection:
             self._settle(connection, settlement)
 
+    def trim(self, retention: timedelta) -> int:
+        """Removes from the log what is archived and older than that; answers how many entries."""
+        keys = [self._keys.log, self._keys.claims]
+        retention_ms = int(retention.total_seconds() * 1000)
+        trimming = command("FCALL", functions.TRIM, len(keys), *keys, GROUP, retention_ms)
+        with self._connection() as connection:
+            (removed,) = self._call(connection, trimming)
+        return int(removed)
+
     def _settle(self, connection: Any, settlement: Settlement) -> None:
         self._call(connection, *self._settling(settlement))
 
@@ -133,8 +142,6 @@ class Consumer:
             if not deliveries:
                 self.full = False
                 return None
-            self.full = len(deliveries) >= self._count
-            self._resize(deliveries)
             batch = Batch(self._position or b"0-0", deliveries[-1][0], deliveries)
             if self._claimed(connection, batch, erased):
                 self._position = batch.last
@@ -144,9 +151,11 @@ class Consumer:
     def _read(
         self, connection: Any, block_ms: int | None, settlement: Settlement | None
     ) -> tuple[int, list[Delivery]]:
-        """How much was erased, and then what follows the position. What is dealt with is settled in the same
-        round trip."""
-        reading = [command("SCARD", self._keys.erased), command("XREAD", *self._reading(block_ms))]
+        """How much was erased, and then what follows the position: as much as a batch may have. What is dealt
+        with is settled in the same round trip as the first of it is read."""
+        asked = min(READ_COUNT, self._settings.persister_batch)
+        position = self._position or b"0-0"
+        reading = [command("SCARD", self._keys.erased), self._reading(position, asked, block_ms)]
         settling = self._settling(settlement) if settlement else []
         *settled, erased, read = self._exchange(connection, *settling, *reading)
         if settlement and any(isinstance(answer, Exception) for answer in settled):
@@ -154,30 +163,42 @@ class Consumer:
         for answer in (erased, read):
             if isinstance(answer, Exception):
                 raise answer
-        return erased, read[0][1] if read else []
+        deliveries: list[Delivery] = read[0][1] if read else []
+        self.full = len(deliveries) >= asked
+        self._read_on(connection, deliveries)
+        return erased, deliveries
 
-    def _reading(self, block_ms: int | None) -> list[str | bytes | int]:
-        block: list[str | bytes | int] = [] if block_ms is None else ["BLOCK", block_ms]
-        return ["COUNT", self._count, *block, "STREAMS", self._keys.log, self._position or b"0-0"]
+    def _read_on(self, connection: Any, deliveries: list[Delivery]) -> None:
+        """Adds what follows, while a batch may have more and there may be more. As large as its bytes allow,
+        a batch is so by a single read at most: events may suddenly be a thousand times as large."""
+        room, size = self._settings.persister_batch - len(deliveries), _bytes_of(deliveries)
+        while self.full and room and size < self._settings.persister_batch_bytes:
+            asked = min(READ_COUNT, room)
+            (read,) = self._call(connection, self._reading(deliveries[-1][0], asked))
+            more: list[Delivery] = read[0][1] if read else []
+            deliveries += more
+            room, size = room - len(more), size + _bytes_of(more)
+            self.full = len(more) >= asked
+
+    def _reading(self, position: bytes, count: int, block_ms: int | None = None) -> bytes:
+        block: list[str | int] = [] if block_ms is None else ["BLOCK", block_ms]
+        return command("XREAD", "COUNT", count, *block, "STREAMS", self._keys.log, position)
 
     def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
         """Whether the batch is ours. Else the position is that of the group by now."""
-        words = self._claiming(batch.position, erased, batch.last, len(batch.deliveries))
+        keys = [self._keys.log, self._keys.claims, self._keys.erased]
+        count, who = len(batch.deliveries), self._settings.persister_name
+        words: list[str | bytes | int] = ["FCALL", functions.CLAIM, len(keys), *keys, GROUP, who]
+        words += [batch.position, erased, batch.last, count]
         self._position, claimed = self._kept(connection, *words)
         return bool(claimed)
 
-    def _claiming(self, position: bytes, erased: int, last: bytes, count: int) -> list[str | bytes | int]:
-        keys = [self._keys.log, self._keys.claims, self._keys.erased]
-        who = self._settings.persister_name
-        return ["FCALL", functions.CLAIM, len(keys), *keys, GROUP, who, position, erased, last, count]
-
     def _look(self, connection: Any) -> None:
         """Finds the position of the group. Where the log is new, or lost, it is made."""
-        try:
-            ((self._position, _),) = self._call(connection, command(*self._claiming(b"", 0, b"", 0)))
-        except redis.exceptions.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
+        position = last_delivered(self._redis, self._keys.log)
+        if position is not None:
+            self._position = str(position).encode()
+        else:
             # From its beginning on, since what is archived already is left out. And above all ids in the
             # archive, since they never come again.
             floor = ordinal_above(self._highest())
@@ -205,17 +226,12 @@ class Consumer:
         if missing <= 0:
             return
         first, end = StreamId.parse(position), StreamId.parse(last)
-        erased: Any = self._redis.smembers(self._keys.erased)
-        lost = missing - sum(first < StreamId.parse(stream_id) <= end for stream_id in erased)
+        noted: Any = self._redis.smembers(self._keys.erased)
+        erased = [StreamId.parse(one) for one in noted if not one.startswith(ERASURE)]
+        lost = missing - sum(first < one <= end for one in erased)
         if lost > 0:
             self.lost += lost
             log.error("%d entries were gone from the log before they were archived", lost)
-
-    def _resize(self, deliveries: Sequence[Delivery]) -> None:
-        """The next batch may have as many entries as fit into its bytes, if they are as large as these."""
-        size = sum([len(fields[-1]) for _, fields in deliveries])
-        fit = self._settings.persister_batch_bytes * len(deliveries) // max(size, 1)
-        self._count = max(1, min(self._settings.persister_batch, fit, GROWTH * self._count))
 
     def _kept(self, connection: Any, *words: str | bytes | int) -> Any:
         """The answer of a function that gives out a batch, once the batch is where RELAY_WAITAOF wants it:
@@ -282,3 +298,7 @@ def _answer(connection: Any) -> Any:
         return connection.read_response()
     except redis.exceptions.ResponseError as error:
         return error
+
+
+def _bytes_of(deliveries: Sequence[Delivery]) -> int:
+    return sum([len(fields[-1]) for _, fields in deliveries])

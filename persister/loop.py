@@ -21,7 +21,6 @@ from persister.consumer import Batch, Consumer, Delivery, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
-from persister.trim import INTERVAL, trim
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode
@@ -33,6 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 5.0)
+TRIM_EVERY_S = 5.0
+
+LETTER_WORDS = 1000
+"""As many words of an entry as a server-side function can surely pass on. Those of the relay have six."""
 
 
 class Prepared(NamedTuple):
@@ -66,7 +69,6 @@ class Loop:
     def __init__(
         self, client: redis.Redis, store: Store, shard: int, settings: Settings, spans: "Spans | None" = None
     ) -> None:
-        self._redis = client
         # The archive has one connection, which one thread uses; and one turns from batch to batch in Redis.
         self._inserter = ThreadPoolExecutor(1, thread_name_prefix="insert")
         self._turner = ThreadPoolExecutor(1, thread_name_prefix="turn")
@@ -198,6 +200,8 @@ class Loop:
     def _letter(self, delivery: Delivery, reason: str) -> list[str | bytes]:
         """An entry that can not be stored, as a dead letter."""
         stream_id, fields = delivery
+        if len(fields) > LETTER_WORDS:
+            reason, fields = f"{reason} (its first {LETTER_WORDS} words are kept)", fields[:LETTER_WORDS]
         log.error("entry %s goes to the dead letters: %s", stream_id.decode(), reason)
         self.figures.dead_letters += 1
         return ["id", stream_id, "reason", reason, *fields]
@@ -220,8 +224,8 @@ class Loop:
 
     def _trim(self) -> None:
         if time.monotonic() >= self._trim_at:
-            self._trim_at = time.monotonic() + INTERVAL.total_seconds()
-            trim(self._redis, self._shard, self._retention)
+            self._trim_at = time.monotonic() + TRIM_EVERY_S
+            self._consumer.trim(self._retention)
 
 
 def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:

@@ -8,6 +8,7 @@ got all that they will ever get. Stopped in between, the same again completes it
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import psycopg2
 import redis
@@ -16,7 +17,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
 from relay.stream.group import claims, last_delivered
-from relay.stream.keys import ShardKeys, StreamId
+from relay.stream.keys import ERASURE, ShardKeys, StreamId
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -80,8 +81,8 @@ def _remove(client: redis.Redis, stream: str, run_id: str, erased: str | None = 
     for page in _pages(client, stream):
         ids = [id for id, fields in page if fields.get(b"r") == run_id.encode()]
         if ids:
-            if erased:  # before, since a persister that was given them may come back for them at once
-                client.sadd(erased, *ids)
+            if erased:  # before, since a persister that read them may claim them at once
+                client.sadd(erased, ERASURE + uuid4().bytes, *ids)
                 client.expire(erased, ERASED_S)
             client.xdel(stream, *ids)
             removed += ids
@@ -117,8 +118,11 @@ def _wait_for_persisters(
 def _held(client: redis.Redis, keys: ShardKeys, last: StreamId, held_s: float) -> bool:
     """Whether one of the entries up to `last` is with a persister that may still be at work on it."""
     seconds, micros = client.time()
-    since_ms = seconds * 1000 + micros // 1000 - held_s * 1000
-    return any(claim.position < last and claim.since_ms > since_ms for claim in claims(client, keys))
+    now_ms = seconds * 1000 + micros // 1000
+    held_ms = held_s * 1000
+    return any(
+        claim.position < last and 0 <= now_ms - claim.since_ms < held_ms for claim in claims(client, keys)
+    )
 
 
 def _remove_rows(connect: Callable[[], Connection], run_id: str) -> int:

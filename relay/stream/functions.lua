@@ -247,10 +247,20 @@ end
 -- How far persisters have come: the group of that name, as field and value in turn. An error where there is none.
 local function group_of(log, name)
   local groups = redis.pcall('XINFO', 'GROUPS', log)
+  if groups.err and redis.call('EXISTS', log) == 1 then return nil, groups end
   for _, group in ipairs(groups) do
     if field(group, 'name') == name then return group end
   end
   return nil, redis.error_reply(NO_GROUP)
+end
+
+-- Up to where all is archived that persisters were given before `position`, as an ordinal: where the oldest of
+-- the batches begins that they are still at, or else all of it.
+local function archived_up_to(claims, position)
+  for _, before in ipairs(redis.call('HKEYS', claims)) do
+    position = math.min(position, ordinal(before))
+  end
+  return position
 end
 
 -- Makes a batch that was read one persister's own, unless another one was faster.
@@ -275,12 +285,12 @@ local function claim(keys, args)
   elseif read then
     read = read + count
   end
+  redis.call('HSET', keys[2], position, table.concat({last, now_ms(), count, args[2]}, ' '))
   if read then
     redis.call('XGROUP', 'SETID', log, args[1], last, 'ENTRIESREAD', read)
   else
     redis.call('XGROUP', 'SETID', log, args[1], last)
   end
-  redis.call('HSET', keys[2], position, table.concat({last, now_ms(), count, args[2]}, ' '))
   return {position, 1}
 end
 
@@ -296,7 +306,11 @@ local function take_over(keys, args)
   for i = 1, #claims, 2 do
     local last, since, count, owner = string.match(claims[i + 1], '^(%S+) (%d+) (%d+) (.*)$')
     local its
-    if idle then its = now - since >= idle else its = owner == who end
+    if idle then
+      its = now - since >= idle or now < tonumber(since) -- the clock was set back
+    else
+      its = owner == who
+    end
     if its and not (oldest and ordinal(oldest[1]) < ordinal(claims[i])) then
       oldest = {claims[i], last, tonumber(count)}
     end
@@ -320,24 +334,19 @@ local function settle(keys, args)
   local claims, lifetime, keep, runs = keys[1], args[3], tonumber(args[4]), #keys - 2
   local its = redis.call('HGET', claims, args[1])
   if not its or string.match(its, '^%S+') ~= args[2] then return 0 end
-  redis.call('HDEL', claims, args[1])
   local i = 5 + runs
   while i <= #args do
     redis.call('XADD', keys[2], '*', unpack(args, i + 1, i + tonumber(args[i])))
     i = i + 1 + tonumber(args[i])
   end
-  local first
-  for _, position in ipairs(redis.call('HKEYS', claims)) do
-    first = math.min(first or ordinal(position), ordinal(position))
-  end
+  redis.call('HDEL', claims, args[1])
   for r = 1, runs do
-    local run, archived = keys[2 + r], args[4 + r]
+    local run, newest = keys[2 + r], args[4 + r]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == archived then redis.call('PEXPIRE', run, lifetime) end
+    if tip and tip[1] == newest then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
-      -- What is up to its newest entry is archived, but for what others have claimed.
-      if first and first < ordinal(archived) then archived = stream_id(first) end
+      local archived = stream_id(archived_up_to(claims, ordinal(newest)))
       local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)
     end
@@ -345,10 +354,24 @@ local function settle(keys, args)
   return 1
 end
 
+-- Shortens the shard log: what is archived goes, after a while.
+--
+-- KEYS  the shard log; the claims
+-- ARGV  the group; for how many ms what is archived stays
+-- Answers how many entries went: none where no persister has come to the log yet.
+local function trim(keys, args)
+  local group, problem = group_of(keys[1], args[1])
+  if problem then return string.find(problem.err, 'NOGROUP', 1, true) and 0 or problem end
+  local archived = archived_up_to(keys[2], ordinal(field(group, 'last-delivered-id')))
+  local stays = math.min(archived + 1, (now_ms() - tonumber(args[2])) * SEQUENCES)
+  return redis.call('XTRIM', keys[1], 'MINID', '~', stream_id(math.max(stays, 0)))
+end
+
 redis.register_function('append_@VERSION@', append)
-redis.register_function('open_@VERSION@', open)
 
 -- What archives has to work without memory too, since nothing else makes room again.
+redis.register_function{function_name = 'open_@VERSION@', callback = open, flags = {'allow-oom'}}
 redis.register_function{function_name = 'claim_@VERSION@', callback = claim, flags = {'allow-oom'}}
 redis.register_function{function_name = 'take_over_@VERSION@', callback = take_over, flags = {'allow-oom'}}
 redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
+redis.register_function{function_name = 'trim_@VERSION@', callback = trim, flags = {'allow-oom'}}

@@ -16,6 +16,7 @@ OPEN = f"open_{VERSION}"
 CLAIM = f"claim_{VERSION}"
 TAKE_OVER = f"take_over_{VERSION}"
 SETTLE = f"settle_{VERSION}"
+TRIM = f"trim_{VERSION}"
 
 MISSING = "Function not found"
 """What the server answers before the library is loaded, or after it restarted empty."""

@@ -28,6 +28,9 @@ RUN_ID = r"[A-Za-z0-9._:-]{1,128}"
 """What a run may be called. No braces: a name can not steer a key into another cluster slot."""
 
 GROUP = "persister"
+ERASURE = b"erasure "
+"""What distinguishes, among what was erased, the note that something was from the ids."""
+
 START = 0
 """The position before the first event of any run."""
 
@@ -125,7 +128,7 @@ class ShardKeys:
         self.runs = self._prefix + "runs"
         """The run logs that there are, by when to look whether they still exist."""
         self.erased = self._prefix + "erased"
-        """The ids of entries that were erased, for a while: nobody has lost them."""
+        """The ids of entries that were erased, for a while: nobody has lost them. And a note each time."""
 
     def run(self, run_id: str) -> str:
         """The run log."""

@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 
 from persister.consumer import Batch, Consumer, Delivery, Settlement
 from persister.settings import Settings
-from persister.trim import trim
 from relay import connect
 from relay.errors import KeyReused, NotStored, OutcomeUnknown
 from relay.stream.entry import Entry, NewEvent, decode
@@ -199,7 +198,7 @@ class Logs(RuleBasedStateMachine):
     @rule(retention_s=st.sampled_from([-1, 0, 3600]))
     def trim(self, retention_s: int) -> None:
         """Down to a window that begins now or an hour ago, or that does not keep even the newest ones."""
-        trim(self.redis, 0, timedelta(seconds=retention_s))
+        self.consumers["eager"].trim(timedelta(seconds=retention_s))
 
     @rule(run_id=st.sampled_from(RUNS))
     def time_passes_for_a_run_log(self, run_id: str) -> None:
@@ -267,7 +266,6 @@ class Logs(RuleBasedStateMachine):
             self.model.archive |= {entry.id: entry.record for entry in entries}
         self.redis.flushall()
         self.model.lose()
-        self.hands.clear()
         for consumer in self.consumers.values():
             consumer.restart()
 

@@ -3,11 +3,13 @@ be, on Valkey and on Redis 7."""
 
 from typing import Any, NamedTuple
 
+import pytest
 import redis
+import redis.exceptions
 
 from relay.stream import functions
 from relay.stream.group import claims
-from relay.stream.keys import GROUP
+from relay.stream.keys import GROUP, StreamId
 from tests.integration.calling import KEYS, Group, append, entries
 
 
@@ -108,6 +110,70 @@ def test_a_run_log_loses_only_what_is_archived(opened: redis.Redis) -> None:
     assert [text for _, text in entries(opened, KEYS.run("a"))] == ["4", "5", "6", "7", "8", "9"]
     settle(opened, claimed(opened, "quick", 4), keep=2)
     assert [text for _, text in entries(opened, KEYS.run("a"))] == ["8", "9"]
+
+
+def test_a_run_log_that_has_more_than_was_settled_does_not_expire(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("a", "2")]))
+    settle(opened, claimed(opened, "p", 1))
+    assert opened.pttl(KEYS.run("a")) == -1
+
+
+def test_the_oldest_of_several_claims_is_what_holds_a_run_log(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", str(number)) for number in range(9)]))
+    claimed(opened, "slow", 2)
+    claimed(opened, "slower", 3)
+    settle(opened, claimed(opened, "quick", 4), keep=2)
+    assert len(entries(opened, KEYS.run("a"))) == 9
+
+
+def test_who_takes_over_has_as_long_as_the_one_before(opened: redis.Redis) -> None:
+    opened.hset(KEYS.claims, mapping={"10-0": "11-0 1 1 p", "9-0": "10-0 1 1 p"})
+    assert take_over(opened, "q", 60_000) == [b"9-0", b"10-0", 1], "the oldest one, by numbers"
+    assert take_over(opened, "r", 60_000) == [b"10-0", b"11-0", 1]
+    assert take_over(opened, "s", 60_000) is None
+    opened.hset(KEYS.claims, "9-0", "10-0 9999999999999 1 q")
+    assert take_over(opened, "s", 60_000)[0] == b"9-0", "it is from the future: the clock was set back"
+
+
+def test_at_the_end_of_the_log_nobody_is_behind_whatever_was_erased(opened: redis.Redis) -> None:
+    (first,) = append(opened, (None, "", [("a", str(number)) for number in range(4)]))
+    opened.xdel(KEYS.log, str(StreamId.from_ordinal(first + 1)))
+    claimed(opened, "p", 2)
+    claimed(opened, "p", 1)
+    (group,) = opened.xinfo_groups(KEYS.log)
+    assert (group["lag"], group["entries-read"]) == (0, 4)
+
+
+def test_where_a_claim_can_not_be_noted_it_is_not_made(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1")]))
+    before = position(opened)
+    opened.set(KEYS.claims, "something else")
+    with pytest.raises(redis.exceptions.ResponseError):
+        claim(opened, "p", 1)
+    assert position(opened) == before
+
+
+def test_where_dead_letters_can_not_be_kept_nothing_is_settled(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1")]))
+    held = claimed(opened, "p", 1)
+    opened.set(KEYS.dead_letters, "something else")
+    with pytest.raises(redis.exceptions.ResponseError):
+        settle(opened, held, "a", 1000, ["id", held.ids[0]])
+    assert len(claims(opened, KEYS)) == 1
+
+
+def test_the_shard_log_loses_what_is_archived_and_old(opened: redis.Redis) -> None:
+    opened.config_set("stream-node-max-entries", 100)
+    append(opened, (None, "", [("a", "x")] * 600))
+    settle(opened, claimed(opened, "p", 250))
+    held = claimed(opened, "q", 200)
+
+    def trimmed(retention_ms: int) -> Any:
+        return opened.fcall(functions.TRIM, 2, KEYS.log, KEYS.claims, GROUP, retention_ms)
+
+    assert (trimmed(3_600_000), trimmed(-1000)) == (0, 200), "and not what is claimed"
+    settle(opened, held)
+    assert trimmed(-1000) == 200, "and not what nobody has claimed"
 
 
 def test_an_entry_is_buried_once(opened: redis.Redis) -> None:

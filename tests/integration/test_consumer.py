@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import redis
 
-from persister.consumer import Batch, Consumer, Settlement
+from persister.consumer import READ_COUNT, Batch, Consumer, NotKept, Settlement
 from persister.settings import Settings
 from relay.connect import persister_redis
 from relay.stream.entry import NewEvent
@@ -123,3 +123,47 @@ async def test_what_was_read_over_a_connection_that_is_lost_then_is_not_claimed_
         Overtaken(own, P, cut).claim()
     assert claims(client, KEYS) == []
     own.close()
+
+
+async def test_a_batch_that_is_not_in_as_many_files_as_asked_for_is_not_given_out(
+    publisher: Publisher, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.link.WAITAOF_MS", 10)
+    await publisher.append(events("a", 2))
+    durable = Settings(persister_name="p", waitaof="0,1")
+    for _ in ("new", "its own, once more"):
+        with pytest.raises(NotKept):
+            Consumer(client, 0, durable, lambda: 0).claim()
+    assert [claim.entries for claim in claims(client, KEYS)] == [2]
+    assert len(ids(consumer(client).claim())) == 2
+
+
+async def test_a_settlement_that_is_refused_is_repeated_before_anything_else(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    await publisher.append(events("a", 2))
+    ours = Consumer(client, 0, Settings(persister_name="p", persister_batch=1), lambda: 0)
+    batch = ours.claim()
+    assert batch
+    client.function_flush()
+    assert len(ids(ours.claim_more(Settlement(batch, {})))) == 1
+    assert len(claims(client, KEYS)) == 1
+
+
+def test_a_batch_is_bounded_in_bytes_also_where_large_events_come_after_small_ones(
+    client: redis.Redis,
+) -> None:
+    small, large, most = b"x" * 100, b"x" * 4_000, 1 << 20
+    with client.pipeline(transaction=False) as pipe:
+        for text in [small] * 9_000 + [large] * 2_000 + [small] * 10:
+            pipe.xadd(KEYS.log, {"r": "a", "k": "toy", "e": text})
+        pipe.execute()
+    settings = Settings(persister_name="p", persister_batch_bytes=most)
+    its = Consumer(client, 0, settings, lambda: 0)
+    batches = []
+    while batch := its.claim():
+        batches.append(batch)
+    sizes = [sum(len(fields[-1]) for _, fields in batch.deliveries) for batch in batches]
+    assert sum(len(batch.deliveries) for batch in batches) == 11_010
+    assert max(sizes) < most + READ_COUNT * len(large)
+    assert len(batches[0].deliveries) == settings.persister_batch

@@ -1,4 +1,4 @@
-"""How far a shard log is trimmed: as numbers, and where persisters have not come to it."""
+"""How far a shard log is trimmed, and where persisters have not come to it."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,7 +7,8 @@ import pytest
 import redis
 import redis.exceptions
 
-from persister.trim import limit, trim
+from persister.consumer import Consumer
+from persister.settings import Settings
 from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
@@ -15,8 +16,10 @@ KEYS = ShardKeys(0)
 
 
 def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis.Redis) -> None:
+    trimmer = Consumer(client, 0, Settings(), lambda: 0)
+
     def looked_at() -> tuple[int, StreamId | None]:
-        return trim(client, 0, timedelta(seconds=-1)), last_delivered(client, KEYS.log)
+        return trimmer.trim(timedelta(seconds=-1)), last_delivered(client, KEYS.log)
 
     assert looked_at() == (0, None), "there is no log"
     entries: list[Any] = [client.xadd(KEYS.log, {"r": "run-1"}) for _ in range(200)]
@@ -29,17 +32,3 @@ def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis
     client.set("text", "x")
     with pytest.raises(redis.exceptions.ResponseError):
         last_delivered(client, "text")
-
-
-@pytest.mark.parametrize(
-    ("archived", "retained", "stays"),
-    [
-        (StreamId(9, 0), StreamId(20, 0), StreamId(9, 1)),
-        (StreamId(5, 1), StreamId(2, 0), StreamId(2, 0)),
-        (StreamId(9, 0), StreamId(10, 1), StreamId(9, 1)),
-    ],
-)
-def test_the_limit_of_trimming_is_compared_in_numbers(
-    archived: StreamId, retained: StreamId, stays: StreamId
-) -> None:
-    assert limit(archived, retained) == stays
