@@ -46,7 +46,7 @@ def run(name: str | None) -> None:
     settings = _settings(name)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        guard(settings)
+        guarded = guard(settings)
         spans = tracing.spans(settings, "persister")
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
@@ -72,6 +72,7 @@ def run(name: str | None) -> None:
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
     with (
+        guarded,
         spans.exporting() if spans else nullcontext(),
         listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)),
     ):
