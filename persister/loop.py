@@ -21,7 +21,7 @@ from persister.consumer import Consumer, Delivery, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
-from persister.trim import INTERVAL, trim
+from persister.trim import INTERVAL, UNHEARD_OF, forget, trim
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode
@@ -228,6 +228,7 @@ class Loop:
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + INTERVAL.total_seconds()
             trim(self._redis, self._shard, self._retention)
+            forget(self._redis, self._shard, UNHEARD_OF)
 
 
 def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:

@@ -1,14 +1,20 @@
-"""Keeps the shard log short: what is archived goes, after a while."""
+"""Keeps the shard log short, and its group: what is archived goes, after a while, and so do names that are
+not heard of any more."""
 
 from datetime import timedelta
 from typing import Any
 
 import redis
+import redis.exceptions
 
+from relay.stream import functions
 from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 INTERVAL = timedelta(seconds=5)
+
+UNHEARD_OF = timedelta(hours=1)
+"""A persister that is alive reads every second, however little there is to do."""
 
 
 def limit(oldest_pending: StreamId | None, last_delivered: StreamId, retained_from: StreamId) -> StreamId:
@@ -34,4 +40,17 @@ def trim(client: redis.Redis, shard: int, retention: timedelta) -> int:
         StreamId(int((now[0] - retention.total_seconds()) * 1000), 0),
     )
     removed: Any = client.xtrim(log, minid=str(stays), approximate=True)
+    return int(removed)
+
+
+def forget(client: redis.Redis, shard: int, unheard_of: timedelta) -> int:
+    """Removes names from the group that no persister has used for so long, and that hold nothing; answers how
+    many. Where the functions are not loaded, or persisters have not come to the log: none, this time."""
+    idle_ms = int(unheard_of.total_seconds() * 1000)
+    try:
+        removed: Any = client.fcall(functions.FORGET, 1, ShardKeys(shard).log, GROUP, str(idle_ms))
+    except redis.exceptions.ResponseError as error:
+        if not any(reason in str(error) for reason in (functions.MISSING, "NOGROUP", "no such key")):
+            raise
+        return 0
     return int(removed)

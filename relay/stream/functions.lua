@@ -291,9 +291,28 @@ local function bury(keys, args)
   return 1
 end
 
+-- Removes members of the group that were not heard of for a while: names of persisters that never come back.
+-- Only those that nothing is pending of, since what a member holds goes with it. One that does come back is
+-- made anew by its first read.
+--
+-- KEYS  the shard log
+-- ARGV  the group; for how long nothing was heard of them, in ms
+-- Answers how many.
+local function forget(keys, args)
+  local members, count = redis.call('XINFO', 'CONSUMERS', keys[1], args[1]), 0
+  for _, member in ipairs(members) do
+    if field(member, 'pending') == 0 and field(member, 'idle') >= tonumber(args[2]) then
+      redis.call('XGROUP', 'DELCONSUMER', keys[1], args[1], field(member, 'name'))
+      count = count + 1
+    end
+  end
+  return count
+end
+
 redis.register_function('append_@VERSION@', append)
 redis.register_function('open_@VERSION@', open)
 
 -- What archives has to work without memory too, since nothing else makes room again.
 redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
 redis.register_function{function_name = 'bury_@VERSION@', callback = bury, flags = {'allow-oom'}}
+redis.register_function{function_name = 'forget_@VERSION@', callback = forget, flags = {'allow-oom'}}

@@ -15,6 +15,7 @@ APPEND = f"append_{VERSION}"
 OPEN = f"open_{VERSION}"
 SETTLE = f"settle_{VERSION}"
 BURY = f"bury_{VERSION}"
+FORGET = f"forget_{VERSION}"
 
 MISSING = "Function not found"
 """What the server answers before the library is loaded, or after it restarted empty."""

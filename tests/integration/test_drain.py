@@ -347,6 +347,18 @@ async def test_a_log_that_a_persister_makes_begins_above_the_archive(
     assert StreamId.parse(info["last-generated-id"]) > stream_id(archived[-1])
 
 
+async def test_a_persister_that_comes_under_another_name_leaves_no_old_one(
+    publisher: Publisher, persister: Make, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persister.loop.UNHEARD_OF", timedelta(milliseconds=1))
+    await publisher.append([event()])
+    drain(persister("before"))
+    await publisher.append([event()])
+    drain(persister("after"))
+    members: Any = client.xinfo_consumers(KEYS.log, GROUP)
+    assert b"before" not in {member["name"] for member in members}
+
+
 async def test_only_what_is_archived_and_old_is_trimmed(
     publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:

@@ -1,4 +1,5 @@
-"""How far a shard log is trimmed: as numbers, and where persisters have not come to it."""
+"""How far a shard log is trimmed: as numbers, and where persisters have not come to it. And which names its
+group forgets."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,7 +8,8 @@ import pytest
 import redis
 import redis.exceptions
 
-from persister.trim import limit, trim
+from persister.trim import UNHEARD_OF, forget, limit, trim
+from relay.stream import functions
 from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
@@ -29,6 +31,30 @@ def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis
     client.set("text", "x")
     with pytest.raises(redis.exceptions.ResponseError):
         last_delivered(client, "text")
+
+
+def test_a_name_that_is_not_heard_of_any_more_is_forgotten_unless_it_holds_something(
+    client: redis.Redis,
+) -> None:
+    def names() -> set[bytes]:
+        members: Any = client.xinfo_consumers(KEYS.log, GROUP)
+        return {member["name"] for member in members}
+
+    assert forget(client, 0, timedelta(0)) == 0, "without the functions"
+    client.function_load(functions.LIBRARY, replace=True)
+    assert forget(client, 0, timedelta(0)) == 0, "without a log"
+    client.xadd(KEYS.log, {"r": "run-1"})
+    assert forget(client, 0, timedelta(0)) == 0, "without persisters"
+    client.xgroup_create(KEYS.log, GROUP, "0")
+    for name in ("holds", "gone", "also-gone"):
+        client.xreadgroup(GROUP, name, {KEYS.log: ">"}, count=1)
+    assert (forget(client, 0, UNHEARD_OF), names()) == (0, {b"holds", b"gone", b"also-gone"}), (
+        "heard of just now"
+    )
+    assert (forget(client, 0, timedelta(0)), names()) == (2, {b"holds"})
+    taken: Any = client.xautoclaim(KEYS.log, GROUP, "another", 0)
+    assert [fields for _, fields in taken[1]] == [{b"r": b"run-1"}]
+    assert (forget(client, 0, timedelta(0)), names()) == (1, {b"another"})
 
 
 @pytest.mark.parametrize(
