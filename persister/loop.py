@@ -135,13 +135,16 @@ class Loop:
 
     def _step(self) -> int:
         batch = self._take_next()
-        inserting = self._inserter.submit(self._insert, batch)
+        before, inserting = self._stored, self._inserter.submit(self._insert, batch)
         try:
             self._look_ahead()
+            self._trace(before)  # while PostgreSQL has this one
         finally:
-            self._stored = inserting.result()
-        if not self._next and (settlement := self._settlement()):
-            self._consumer.settle(settlement)
+            self._stored = before = inserting.result()
+        if not self._next:
+            if settlement := self._settlement():
+                self._consumer.settle(settlement)
+            self._trace(before)
         self._trim()
         return len(batch.deliveries)
 
@@ -188,8 +191,6 @@ class Loop:
         if self._stored is None:
             return None
         ended, self._stored = self._stored, None
-        if self._spans:  # while PostgreSQL has the next batch already, where there is one
-            self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
         batch = ended.batch
         bad = ended.refused | {delivery[0]: reason for delivery, reason in batch.malformed}
         stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
@@ -202,6 +203,11 @@ class Loop:
             if delivery[0] in bad:
                 self._bury(delivery, bad[delivery[0]])
         return None
+
+    def _trace(self, ended: Stored | None) -> None:
+        """Makes the spans of a batch, once it is acknowledged: until then it may come again."""
+        if self._spans and ended:
+            self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
 
     def _ready(self, deliveries: Sequence[Delivery]) -> Batch:
         """A batch, decoded and made ready to be stored."""

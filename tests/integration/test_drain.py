@@ -272,6 +272,27 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     assert sorted(texts) == sorted(one.text.decode() for one in (bad, unknown))
 
 
+async def test_a_batch_that_comes_again_since_it_was_not_acknowledged_has_its_spans_once(
+    publisher: Publisher, client: redis.Redis, archive: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.append([traced(event(), f"00-{'1' * 32}-{'2' * 16}-01")])
+    spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
+
+    def away(*words: Any) -> None:
+        raise redis.exceptions.ConnectionError
+
+    def persister() -> Loop:
+        return Loop(client, archive, 0, Settings(persister_name="p"), spans)
+
+    with spans.exporting(exporter):
+        with monkeypatch.context() as cut:
+            cut.setattr(Consumer, "settle", away)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                persister().step()
+        assert drain(persister()) == 1
+    assert len(exporter.get_finished_spans()) == 1
+
+
 async def test_the_archive_waits_for_no_spans_and_does_without_those_that_can_not_be_made(
     servers: Servers,
     publisher: Publisher,
