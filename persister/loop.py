@@ -24,7 +24,7 @@ from persister.store import Rejected, Store
 from persister.trim import INTERVAL, UNHEARD_OF, forget, trim
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
-from relay.stream.entry import Entry, MalformedEntry, decode
+from relay.stream.entry import Entry, MalformedEntry, decode, named
 from relay.stream.keys import stream_id
 
 if TYPE_CHECKING:
@@ -213,17 +213,19 @@ class Loop:
         """A batch, decoded and made ready to be stored."""
         decoded: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
+        unread: list[tuple[str, int]] = []
         for delivery in deliveries:
             try:
                 entry = decode(*delivery, self._shard)
             except MalformedEntry as error:
                 malformed.append((delivery, str(error)))
+                unread += filter(None, [named(*delivery, self._shard)])
                 continue
             decoded.append(entry)
             if entry.kind not in REGISTRY:
                 malformed.append((delivery, "its kind is not known to this version"))
         entries = [entry for entry in decoded if entry.kind in REGISTRY] if malformed else decoded
-        return Batch(deliveries, entries, malformed, copy.rows(entries), _newest_of_runs(decoded))
+        return Batch(deliveries, entries, malformed, copy.rows(entries), _newest_of_runs(decoded, unread))
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         log.error("entry %s goes to the dead letters: %s", delivery[0].decode(), reason)
@@ -246,11 +248,13 @@ def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:
             yield fields, id not in refused
 
 
-def _newest_of_runs(entries: Sequence[Entry]) -> dict[str, str]:
-    """The stream id of the newest entry of each run."""
+def _newest_of_runs(entries: Sequence[Entry], unread: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """The stream id of the newest entry of each run. `unread`: run and id of those that are damaged."""
     newest: dict[str, int] = {}
     for entry in entries:
         newest[entry.run_id] = max(entry.id, newest.get(entry.run_id, 0))
+    for run_id, id in unread:
+        newest[run_id] = max(id, newest.get(run_id, 0))
     return {run_id: str(stream_id(id)) for run_id, id in newest.items()}
 
 

@@ -397,7 +397,9 @@ async def test_a_run_log_that_ends_with_a_dead_letter_gets_its_expiry(
 ) -> None:
     await publisher.append([event("bad"), event("bad", details={"text": "a\x00b"}), event("new")])
     await publisher.append([NewEvent("new", "of_a_later_version", b'{"a":1}')])
+    await publisher.append([event("damaged"), NewEvent("damaged", "paper_generation_progress", b"no object")])
+    client.xadd(KEYS.log, {"r": "a name that no run has", "k": "", "e": ""})
     drain(persister())
-    assert len(list(DeadLetters([client]))) == 2
+    assert len(list(DeadLetters([client]))) == 4
     assert pending(client) == 0
-    assert min(client.pttl(KEYS.run(run_id)) for run_id in ("bad", "new")) > 0
+    assert min(client.pttl(KEYS.run(run_id)) for run_id in ("bad", "new", "damaged")) > 0
