@@ -323,22 +323,24 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
     assert (len(list(DeadLetters([client]))), pending(client)) == (1, 0)
 
 
-async def test_a_dead_letter_is_requeued_under_its_own_id(
+async def test_a_dead_letter_is_requeued_under_its_own_id_and_in_its_trace(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, archive: Store
 ) -> None:
-    ids = await publisher.append(
-        [NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')]
-    )
+    bad = NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')
+    ids = await publisher.append([traced(bad, f"00-{'1' * 32}-{'2' * 16}-01")])
     drain(persister())
     letters = DeadLetters([client])
     (letter,) = letters
-    assert letters.requeue(letter, archive), "the cause is still there"
-    with sql(servers.database_url) as cursor:
+    spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
+    with sql(servers.database_url) as cursor, spans.exporting(exporter):
+        assert letters.requeue(letter, archive, spans), "the cause is still there"
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step DROP NOT NULL")
-        assert letters.requeue(letter, archive) is None
+        assert letters.requeue(letter, archive, spans) is None
         assert (rows(servers.database_url), list(letters)) == (ids, [])
         cursor.execute("DELETE FROM rp_paper_generation_events")
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step SET NOT NULL")
+    outcomes = [(span.context.trace_id, span.status.is_ok) for span in exporter.get_finished_spans()]
+    assert outcomes == [(int("1" * 32, 16), False), (int("1" * 32, 16), True)]
 
 
 async def test_a_lost_log_is_drained_again_from_its_beginning(
