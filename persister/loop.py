@@ -21,7 +21,7 @@ from persister.consumer import Consumer, Delivery, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
-from persister.trim import INTERVAL, UNHEARD_OF, forget, trim
+from persister.trim import FORGET_INTERVAL, INTERVAL, UNHEARD_OF, forget, trim
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode, named
@@ -75,7 +75,7 @@ class Loop:
         self._shard = shard
         self._spans = spans
         self._retention = timedelta(seconds=settings.log_retention_s)
-        self._trim_at = 0.0
+        self._trim_at = self._forget_at = 0.0
         self._stopped = threading.Event()
         self._ahead: Sequence[Delivery] = ()
         self._next: Batch | None = None
@@ -236,6 +236,8 @@ class Loop:
         if time.monotonic() >= self._trim_at:
             self._trim_at = time.monotonic() + INTERVAL.total_seconds()
             trim(self._redis, self._shard, self._retention)
+        if time.monotonic() >= self._forget_at:
+            self._forget_at = time.monotonic() + FORGET_INTERVAL.total_seconds()
             forget(self._redis, self._shard, UNHEARD_OF)
 
 

@@ -1,6 +1,7 @@
 """Keeps the shard log short, and its group: what is archived goes, after a while, and so do names that are
 not heard of any more."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,11 @@ from relay.stream import functions
 from relay.stream.group import last_delivered
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
+log = logging.getLogger(__name__)
+
 INTERVAL = timedelta(seconds=5)
+
+FORGET_INTERVAL = timedelta(minutes=10)
 
 UNHEARD_OF = timedelta(hours=1)
 """A persister that is alive reads every second, however little there is to do."""
@@ -45,12 +50,16 @@ def trim(client: redis.Redis, shard: int, retention: timedelta) -> int:
 
 def forget(client: redis.Redis, shard: int, unheard_of: timedelta) -> int:
     """Removes names from the group that no persister has used for so long, and that hold nothing; answers how
-    many. Where the functions are not loaded, or persisters have not come to the log: none, this time."""
+    many. Where the functions are not loaded, or persisters have not come to the log: none, this time. Where
+    the server refuses, mostly since the user may not, the log says so and no more: nothing depends on it."""
     idle_ms = int(unheard_of.total_seconds() * 1000)
     try:
         removed: Any = client.fcall(functions.FORGET, 1, ShardKeys(shard).log, GROUP, str(idle_ms))
     except redis.exceptions.ResponseError as error:
         if not any(reason in str(error) for reason in (functions.MISSING, "NOGROUP", "no such key")):
-            raise
+            words = (
+                "names that no persister uses stay in the group (%s); its user needs what users.acl gives it"
+            )
+            log.warning(words, type(error).__name__)
         return 0
     return int(removed)

@@ -57,6 +57,20 @@ def test_a_name_that_is_not_heard_of_any_more_is_forgotten_unless_it_holds_somet
     assert (forget(client, 0, timedelta(0)), names()) == (1, {b"another"})
 
 
+def test_a_user_who_may_not_forget_names_is_told_of_and_nothing_else_happens(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.function_load(functions.LIBRARY, replace=True)
+    client.xgroup_create(KEYS.log, GROUP, "0", mkstream=True)
+    rights = ["+@all", "-xgroup|delconsumer", "-xinfo|consumers"]
+    client.acl_setuser("before", enabled=True, passwords=["+before"], keys=["*"], commands=rights)
+    where = client.connection_pool.connection_kwargs
+    with redis.Redis(where["host"], where["port"], username="before", password="before") as before:
+        assert forget(before, 0, UNHEARD_OF) == 0
+    client.acl_deluser("before")
+    assert "users.acl" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("pending", "delivered", "retained", "stays"),
     [
