@@ -42,6 +42,7 @@ class Intake:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._open = True
+        self._find_span = traces.finder()
 
     @property
     def waiting(self) -> int:
@@ -51,7 +52,7 @@ class Intake:
     def offer(self, kind: Any, data: dict[str, Any]) -> None:
         """Takes an event, or counts it as dropped where there is no room. Never waits, never raises."""
         if self._open and len(self._events) < self._limit:
-            self._events.append((kind, data, traces.current()))
+            self._events.append((kind, data, self._find_span and self._find_span()))
             if self._asleep:
                 self._bell.put(None)
         else:
@@ -71,6 +72,7 @@ class Intake:
             for _ in events:
                 self._events.popleft()
             spool.announce()
+            self._find_span = self._find_span or traces.finder()
             time.sleep(_REST_S)
         spool.finish()
 

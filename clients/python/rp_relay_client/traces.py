@@ -2,17 +2,20 @@
 pipeline has loaded it itself."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+_API = "opentelemetry.trace"
 
-def current() -> Any:
-    """The context of the caller's span, as OpenTelemetry has it; None where it is not loaded."""
-    api = sys.modules.get("opentelemetry.trace")
-    if api is None:
-        return None
+
+def finder() -> Callable[[], Any] | None:
+    """What answers the context of its caller's span; None as long as nobody has loaded OpenTelemetry."""
+    return _current if _API in sys.modules else None
+
+
+def _current() -> Any:
     try:
-        return api.get_current_span().get_span_context()
+        return sys.modules[_API].get_current_span().get_span_context()
     except Exception:
         return None  # another thread may be loading it just now; no event is worth less without
 
