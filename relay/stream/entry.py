@@ -80,28 +80,28 @@ def seal_of(run_id: bytes, kind: bytes) -> int:
     return crc32(b"%b %b" % (run_id, kind))
 
 
-def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
+def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
     return Entry(id, run_id.decode(), kind.decode(), text)
 
 
-def named(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> tuple[str, int] | None:
+def named(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[str, int] | None:
     """Run and id of an entry that can not be decoded, as far as it says; None where it names no run."""
     try:
-        run_id = (fields or ())[1].decode()
+        run_id = fields[1].decode()
         return (run_id, id_of(stream_id, shard)) if _RUN_ID.fullmatch(run_id) else None
     except (ValueError, IndexError):
         return None
 
 
-def decode_record(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Record:
+def decode_record(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Record:
     """The same as viewers see it, made without the entry. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
     return Record(id, run_id.decode(), kind.decode(), _payload(id, run_id, text))
 
 
-def _parts(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> tuple[int, bytes, bytes, bytes]:
+def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, bytes, bytes, bytes]:
     """Id, run, kind and text. Raises MalformedEntry."""
     try:
         r, run_id, k, kind, e, text = fields or ()
