@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 import redis
@@ -26,6 +27,9 @@ from relay.garbage import look_rarely
 from relay.listener import listening
 from relay.settings import explain
 from relay.startup import guard, redis_by_hand
+
+if TYPE_CHECKING:
+    from relay.spans import Spans
 
 log = logging.getLogger("persister")
 
@@ -46,7 +50,7 @@ def run(name: str | None) -> None:
     settings = _settings(name)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        guard(settings)
+        guarded = guard(settings)
         spans = tracing.spans(settings, "persister")
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
@@ -72,6 +76,7 @@ def run(name: str | None) -> None:
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
     with (
+        guarded,
         spans.exporting() if spans else nullcontext(),
         listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)),
     ):
@@ -135,10 +140,10 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     letters = DeadLetters(_clients(settings))
     store = _store(settings)
     failed = False
-    with _sentences():
+    with _sentences(), _exporting(settings) as spans:
         for letter in letters:
             if everything or letter.key in keys:
-                reason = letters.requeue(letter, store)
+                reason = letters.requeue(letter, store, spans)
                 failed = failed or reason is not None
                 click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
     if failed:
@@ -171,6 +176,14 @@ def _sentences() -> Iterator[None]:
             yield
     except RelayError as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _exporting(settings: Settings) -> Iterator["Spans | None"]:
+    """What makes the spans of a command. Raises Misconfigured."""
+    spans = tracing.spans(settings, "persister")
+    with spans.exporting() if spans else nullcontext():
+        yield spans
 
 
 def _settings(name: str | None = None) -> Settings:

@@ -1,7 +1,8 @@
 """What could not be archived: to be looked at, and stored after the cause is gone."""
 
+import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
 
@@ -10,11 +11,15 @@ from relay.events.registry import REGISTRY
 from relay.stream.entry import Entry, MalformedEntry, decode, without_trace
 from relay.stream.keys import ShardKeys
 
+if TYPE_CHECKING:
+    from relay.spans import Spans
+
 PAGE = 500
 
 
 class DeadLetter(NamedTuple):
-    """An entry that was not archived. `entry` is None where it is not one that this version can read."""
+    """An entry that was not archived. `entry` is None where it is not one that this version can read.
+    `raw` is what the log had, with its trace; `fields` the same to be shown, without."""
 
     key: str
     shard: int
@@ -22,6 +27,7 @@ class DeadLetter(NamedTuple):
     reason: str
     entry: Entry | None
     fields: dict[str, str]
+    raw: Sequence[bytes]
 
 
 class DeadLetters:
@@ -47,13 +53,17 @@ class DeadLetters:
     def get(self, key: str) -> DeadLetter | None:
         return next((letter for letter in self if letter.key == key), None)
 
-    def requeue(self, letter: DeadLetter, store: Store) -> str | None:
-        """Archives it under its own id, and removes it. Answers why not, where it still can not be stored.
-        Raises DatabaseUnavailable."""
+    def requeue(self, letter: DeadLetter, store: Store, spans: "Spans | None" = None) -> str | None:
+        """Archives it under its own id and as part of its trace, and removes it. Answers why not, where it
+        still can not be stored. Raises DatabaseUnavailable."""
         if letter.entry is None or letter.entry.kind not in REGISTRY:
             return "this version can not read it"
-        for rejected in store.insert([letter.entry]):
-            return rejected.reason
+        began = time.monotonic()
+        rejected = store.insert([letter.entry])
+        if spans:
+            spans.archived([(letter.raw, not rejected)], time.monotonic() - began, time.time_ns())
+        if rejected:
+            return rejected[0].reason
         self._clients[letter.shard].xdel(self._keys[letter.shard].dead_letters, letter.key.partition("/")[2])
         return None
 
@@ -61,11 +71,12 @@ class DeadLetters:
 def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     parts = dict(fields)
     stream_id, reason = parts.pop(b"id"), parts.pop(b"reason").decode()
+    raw = [part for pair in parts.items() for part in pair]
     try:
-        entry = decode(stream_id, [part for pair in parts.items() for part in pair], shard)
+        entry = decode(stream_id, raw, shard)
     except MalformedEntry:
         entry = None
     if b"e" in parts:
         parts[b"e"] = without_trace(parts[b"e"])
     text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in parts.items()}
-    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text)
+    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text, raw)

@@ -23,7 +23,7 @@ from persister.settings import Settings
 from persister.store import Rejected, Store
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
-from relay.stream.entry import Entry, MalformedEntry, decode
+from relay.stream.entry import Entry, MalformedEntry, decode, named
 from relay.stream.keys import stream_id
 
 if TYPE_CHECKING:
@@ -137,13 +137,15 @@ class Loop:
     def _step(self) -> int:
         prepared = self._take_next()
         if prepared:
-            inserting = self._inserter.submit(self._insert, prepared)
+            before, inserting = self._stored, self._inserter.submit(self._insert, prepared)
             try:
                 self._look_ahead()
+                self._trace(before)  # while PostgreSQL has this one
             finally:
-                self._stored = inserting.result()
+                self._stored = before = inserting.result()
             if not self._next and (settlement := self._settlement()):
                 self._consumer.settle(settlement)
+                self._trace(before)
         self._trim()
         return len(prepared.batch.deliveries) if prepared else 0
 
@@ -189,13 +191,16 @@ class Loop:
         if self._stored is None:
             return None
         ended, self._stored = self._stored, None
-        if self._spans:  # while PostgreSQL has the next batch already, where there is one
-            self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
         prepared = ended.prepared
         bad = ended.refused | {delivery[0]: reason for delivery, reason in prepared.malformed}
         deliveries = prepared.batch.deliveries if bad else ()
         letters = [self._letter(one, bad[one[0]]) for one in deliveries if one[0] in bad]
         return Settlement(prepared.batch, prepared.newest, letters)
+
+    def _trace(self, ended: Stored | None) -> None:
+        """Makes the spans of a batch, once it is settled: until then it may come again."""
+        if self._spans and ended:
+            self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
 
     def _letter(self, delivery: Delivery, reason: str) -> list[str | bytes]:
         """An entry that can not be stored, as a dead letter."""
@@ -210,17 +215,19 @@ class Loop:
         """A batch, decoded and made ready to be stored."""
         decoded: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
+        unread: list[tuple[str, int]] = []
         for delivery in batch.deliveries:
             try:
                 entry = decode(*delivery, self._shard)
             except MalformedEntry as error:
                 malformed.append((delivery, str(error)))
+                unread += filter(None, [named(*delivery, self._shard)])
                 continue
             decoded.append(entry)
             if entry.kind not in REGISTRY:
                 malformed.append((delivery, "its kind is not known to this version"))
         entries = [entry for entry in decoded if entry.kind in REGISTRY] if malformed else decoded
-        return Prepared(batch, entries, malformed, copy.rows(entries), _newest_of_runs(decoded))
+        return Prepared(batch, entries, malformed, copy.rows(entries), _newest_of_runs(decoded, unread))
 
     def _trim(self) -> None:
         if time.monotonic() >= self._trim_at:
@@ -237,11 +244,13 @@ def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:
             yield fields, id not in refused
 
 
-def _newest_of_runs(entries: Sequence[Entry]) -> dict[str, str]:
-    """The stream id of the newest entry of each run."""
+def _newest_of_runs(entries: Sequence[Entry], unread: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """The stream id of the newest entry of each run. `unread`: run and id of those that are damaged."""
     newest: dict[str, int] = {}
     for entry in entries:
         newest[entry.run_id] = max(entry.id, newest.get(entry.run_id, 0))
+    for run_id, id in unread:
+        newest[run_id] = max(id, newest.get(run_id, 0))
     return {run_id: str(stream_id(id)) for run_id, id in newest.items()}
 
 

@@ -53,7 +53,7 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     _check_files(settings)
     try:
-        guard(settings)
+        guarded = guard(settings)
         tracing.check(settings)  # said here, and not by every worker in its own way
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
@@ -61,7 +61,8 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
         listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
         raise click.ClickException(f"Can not listen on {host}:{port}: {error.strerror}") from error
-    server.serve(listener, workers)
+    with guarded:
+        server.serve(listener, workers)
 
 
 @main.command("migrate")

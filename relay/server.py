@@ -1,16 +1,22 @@
 """The web service as processes: uvicorn, with our protocol class."""
 
+import logging
 import socket
+from typing import NoReturn
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from relay import logs
+from relay.errors import RelayError
 from relay.garbage import look_rarely
 from relay.processes import die_with_parent
-from relay.settings import Settings
+from relay.settings import Settings, explain
+
+log = logging.getLogger(__name__)
 
 GRACE_S = 10
 """The backstop of a shutdown: viewers leave at once, and requests have an answer within 3 s."""
@@ -66,8 +72,25 @@ def application() -> ASGIApp:
 
 
 def worker() -> ASGIApp:
-    """The application in one of several workers, which would outlive a killed parent otherwise."""
-    settings = Settings()
-    logs.configure(settings.log_format, settings.log_level)
+    """The application in one of several workers, which would outlive a killed parent otherwise.
+
+    Raises SystemExit where it can not be made, with the code by which the parent knows that another worker
+    could not make it either: any other one it would replace for ever.
+    """
     die_with_parent()
-    return application()
+    try:
+        settings = Settings()
+        logs.configure(settings.log_format, settings.log_level)
+        return application()
+    except ValidationError as error:
+        _give_up(explain(error))
+    except RelayError as error:
+        _give_up(str(error))
+    except Exception as error:
+        log.exception("unexpected")
+        _give_up(type(error).__name__)
+
+
+def _give_up(why: str) -> NoReturn:
+    log.critical("A worker can not start, so the service ends: %s", why)
+    raise SystemExit(STARTUP_FAILURE)

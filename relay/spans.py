@@ -5,7 +5,7 @@ A span has names, counts and outcomes, and nothing that came in a body or a head
 itself. Of an exception it has the name, since its message may quote a payload or SQL.
 
 Spans are exported by a thread of the SDK. What its queue has no room for, what the endpoint does not take,
-and what an archived batch's can not be made of, is dropped: a trace is worth less than what it is of.
+and what the SDK can not make, is dropped: a trace is worth less than what it is of.
 """
 
 import logging
@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.environment_variables import OTEL_BSP_MAX_QUEUE_SIZE
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -27,7 +28,6 @@ from opentelemetry.trace import (
     StatusCode,
     get_current_span,
     set_span_in_context,
-    use_span,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -53,6 +53,8 @@ Parent = Context
 """What a span may be a child of."""
 
 _W3C = TraceContextTextMapPropagator()
+
+T = TypeVar("T")
 
 
 class Spans:
@@ -87,8 +89,7 @@ class Spans:
     def parent(self, traceparent: str) -> Parent | None:
         """Whose child the span of a request is; None where that is no valid `traceparent`, or one of a trace
         that is not recorded."""
-        context = _W3C.extract({TRACEPARENT: traceparent}, Context())
-        return context if get_current_span(context).get_span_context().trace_flags.sampled else None
+        return self._safely(lambda: _recorded(traceparent))
 
     @contextmanager
     def request(
@@ -100,22 +101,23 @@ class Spans:
         exported: only those who may write may fill traces.
         """
         attributes = {"http.request.method": "POST", "http.route": route}
-        span = self._tracer.start_span(f"POST {route}", parent, SpanKind.SERVER, attributes)
-
-        def answer(status: int) -> None:
-            span.set_attribute("http.response.status_code", status)
-            if status >= 500:
-                _failed(span, str(status))
-
+        span = self._safely(
+            lambda: self._tracer.start_span(f"POST {route}", parent, SpanKind.SERVER, attributes)
+        )
+        if span is None:
+            yield _ignore
+            return
+        token = self._safely(lambda: attach(set_span_in_context(span)))
         try:
-            with use_span(span, record_exception=False, set_status_on_exception=False):
-                yield answer
+            yield lambda status: self._safely(lambda: _answered(span, status))
         except Exception as error:
-            _failed(span, type(error).__name__)
+            self._fail(span, error)
             raise
         finally:
+            if token is not None:
+                detach(token)
             if let_in():
-                span.end()
+                self._safely(span.end)
 
     @contextmanager
     def append(self, events: Sequence[NewEvent]) -> Iterator[Sequence[NewEvent]]:
@@ -123,28 +125,40 @@ class Spans:
         if not get_current_span().is_recording():
             yield events
             return
-        span = self._tracer.start_span(
-            "append", kind=SpanKind.PRODUCER, attributes=_counted(event.kind for event in events)
-        )
+        span = self._safely(lambda: self._append(events))
+        if span is None:
+            yield events
+            return
         try:
-            traceparent = _traceparent(span)
-            yield [traced(event, traceparent) for event in events]
+            yield self._safely(lambda: _carrying(events, span)) or events
         except RelayError as error:
-            _failed(span, type(error).__name__)
+            self._fail(span, error)
             raise
         finally:
-            span.end()
+            self._safely(span.end)
+
+    def _append(self, events: Sequence[NewEvent]) -> Span:
+        counted = _counted(event.kind for event in events)
+        return self._tracer.start_span("append", kind=SpanKind.PRODUCER, attributes=counted)
 
     def archived(self, entries: Iterable[tuple[Sequence[bytes], bool]], took_s: float, ended_ns: int) -> None:
         """The spans of a transaction that ended at a time, in ns since 1970: one for each append that entries
         of it are of. `entries` are their fields, and whether they were stored; the others are dead letters.
 
-        Raises nothing, since the archive is not to end with its traces.
+        Raises nothing, as above.
         """
+        self._safely(lambda: self._archived(entries, ended_ns - int(took_s * 1e9), ended_ns))
+
+    def _safely(self, act: Callable[[], T]) -> T | None:
+        """What it answers, or None where it raises: no event is to be lost because its trace is."""
         try:
-            self._archived(entries, ended_ns - int(took_s * 1e9), ended_ns)
+            return act()
         except Exception as error:
-            self._dropped.warn(f"{type(error).__name__}: an archived batch has no spans, or not all")
+            self._dropped.warn(f"{type(error).__name__}: some spans are missing, or not whole")
+            return None
+
+    def _fail(self, span: Span, error: Exception) -> None:
+        self._safely(lambda: _failed(span, type(error).__name__))
 
     def _archived(
         self, entries: Iterable[tuple[Sequence[bytes], bool]], began_ns: int, ended_ns: int
@@ -195,6 +209,26 @@ class _Patient(SpanExporter):
 
     def shutdown(self) -> None:
         self._inner.shutdown()
+
+
+def _recorded(traceparent: str) -> Context | None:
+    context = _W3C.extract({TRACEPARENT: traceparent}, Context())
+    return context if get_current_span(context).get_span_context().trace_flags.sampled else None
+
+
+def _ignore(status: int) -> None:
+    return
+
+
+def _answered(span: Span, status: int) -> None:
+    span.set_attribute("http.response.status_code", status)
+    if status >= 500:
+        _failed(span, str(status))
+
+
+def _carrying(events: Sequence[NewEvent], span: Span) -> Sequence[NewEvent]:
+    traceparent = _traceparent(span)
+    return [traced(event, traceparent) for event in events]
 
 
 def _counted(kinds: Iterable[str]) -> Mapping[str, int | Sequence[str]]:

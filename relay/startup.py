@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -67,20 +67,36 @@ class Away(Exception):
     """A store does not answer."""
 
 
-def guard(settings: StoreSettings) -> None:
-    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet."""
+def guard(settings: StoreSettings) -> AbstractContextManager[None]:
+    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet.
+
+    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. The context is for
+    the program to run in: it then raises SystemExit, whose code says that nobody asked for that end.
+    """
+    found = threading.Event()
     if away := refuse_insecure(settings):
         log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
-        threading.Thread(target=_look_later, args=[settings], daemon=True).start()
+        threading.Thread(target=_look_later, args=[settings, found], daemon=True).start()
+    return _failing_where(found)
 
 
-def _look_later(settings: StoreSettings) -> None:
+@contextmanager
+def _failing_where(found: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if found.is_set():
+            raise SystemExit(1)
+
+
+def _look_later(settings: StoreSettings, found: threading.Event) -> None:
     try:
         while refuse_insecure(settings):
             time.sleep(LATER_S)
     except Misconfigured as error:
         log.critical("%s", error)
-        os.kill(os.getpid(), signal.SIGTERM)
+        found.set()
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from urllib.request import urlopen
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, build_opener
 
 from relay.errors import Misconfigured
 
@@ -19,6 +21,10 @@ URL_PERIOD_S = 300.0
 
 URL_TIMEOUT_S = 2.5
 MAX_BYTES = 1 << 20
+
+
+class _Unusable(Exception):
+    """Why content that came is not taken, in words for the operator."""
 
 
 class Reread:
@@ -48,6 +54,8 @@ class Reread:
         """Takes the content, where it is new. Raises Misconfigured."""
         try:
             content = await asyncio.to_thread(_url if self.remote else _file, self._place)
+        except _Unusable as error:
+            raise self._unusable(str(error)) from None
         except (OSError, HTTPException, ValueError) as error:
             raise self._unusable(getattr(error, "strerror", None) or type(error).__name__) from None
         if content == self._taken:
@@ -75,9 +83,19 @@ def _file(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
+class _SameOrigin(HTTPRedirectHandler):
+    """Follows a redirect within the origin of the setting. Any other would have a key set come from where
+    nobody said that it may, or by a way on which others can change it."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            raise _Unusable("it is redirected to another origin; name the place itself")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _url(url: str) -> bytes:
-    with urlopen(url, timeout=URL_TIMEOUT_S) as answer:  # noqa: S310 - the operator's own, of a scheme checked above
+    with build_opener(_SameOrigin).open(url, timeout=URL_TIMEOUT_S) as answer:
         content: bytes = answer.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise OSError(f"it is longer than {MAX_BYTES} bytes")
+        raise _Unusable(f"it is longer than {MAX_BYTES} bytes")
     return content

@@ -20,13 +20,15 @@ from zlib import crc32
 
 from relay.events.registry import REGISTRY
 from relay.sse import Frame
-from relay.stream.keys import created_at, id_of
+from relay.stream.keys import RUN_ID, created_at, id_of
 
 FIELDS = (b"r", b"k", b"e")
 
 SEAL_BYTES = 8
 
 _OPEN, CLOSE = b"{}"
+
+_RUN_ID = re.compile(RUN_ID)
 
 _TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 
@@ -82,6 +84,15 @@ def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
     return Entry(id, run_id.decode(), kind.decode(), text)
+
+
+def named(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[str, int] | None:
+    """Run and id of an entry that can not be decoded, as far as it says; None where it names no run."""
+    try:
+        run_id = fields[1].decode()
+        return (run_id, id_of(stream_id, shard)) if _RUN_ID.fullmatch(run_id) else None
+    except (ValueError, IndexError):
+        return None
 
 
 def decode_record(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Record:

@@ -188,7 +188,7 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
         assert rows() == 0
     assert wait_until(lambda: relay.history(run_id).status_code == 404, "its owner to be forgotten")
     with contextlib.closing(deployment.redis("persister")) as client:
-        assert client.smismember("relay:{0}:erased", ["1-1"]) == [0], "persisters may ask what was erased"
+        assert client.smembers("relay:{0}:erased"), "persisters may ask what was erased"
 
 
 def test_the_operator_prunes(deployment: Deployment) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from uvicorn.config import STARTUP_FAILURE
 
 from tests.acceptance.running import (
     CLIENT,
@@ -189,6 +190,23 @@ def test_where_a_worker_can_not_start_the_service_ends_and_says_so(place: Path) 
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, "RELAY_WEBHOOK_TOKENS names can not be used" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"RELAY_SHARDS": "99"}, "The settings are not valid"), ({"PYTHONPATH": "{place}"}, "ImportError")],
+    ids=["setting", "package"],
+)
+def test_a_worker_that_has_no_application_ends_with_the_code_by_which_the_service_does(
+    place: Path, wrong: dict[str, str], said: str
+) -> None:
+    """What changed since the service started: with any other code the worker would be replaced for ever."""
+    (place / "standardwebhooks.py").touch()  # in place of the package that is installed
+    env = environment_with(**{name: value.format(place=place) for name, value in wrong.items()})
+    argv = [sys.executable, "-c", "from relay import server; server.worker()"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert f"A worker can not start, so the service ends: {said}" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (STARTUP_FAILURE, False)
 
 
 def test_without_a_token_configured_webhooks_say_so(relay: Relay, place: Path) -> None:

@@ -286,18 +286,31 @@ def test_stores_that_are_away_do_not_keep_a_process_from_starting(safe: pytest.M
 def test_a_store_that_comes_later_is_looked_at_then(
     place: Path, safe: pytest.MonkeyPatch, debian_redis: Redis
 ) -> None:
-    web_port, redis_port = free_ports(2)
+    port, two_port, redis_port = free_ports(3)
     safe.setenv("REDIS_URL", f"redis://:{PASSWORD}@127.0.0.1:{redis_port}/0")
-    log = place / "web.log"
-    argv = [sys.executable, "-m", "relay", "serve", "--port", web_port]
-    web = Part("web", argv, lambda: answers(f"http://127.0.0.1:{web_port}"), log=log)
+
+    def program(name: str, url: str | None, *words: str) -> Part:
+        argv, log = [sys.executable, "-m", *words], place / f"{name}.log"
+        return Part(
+            name, argv, lambda: "not there yet" in log.read_text() and (url is None or answers(url)), log=log
+        )
+
+    parts = [
+        program("web", f"http://127.0.0.1:{port}", "relay", "serve", "--port", port),
+        program(
+            "two", f"http://127.0.0.1:{two_port}", "relay", "serve", "--port", two_port, "--workers", "2"
+        ),
+        program("persister", None, "persister", "run"),
+    ]
     argv = ["redis-server", "--port", redis_port, "--bind", "127.0.0.1", "--dir", str(place)]
     argv += ["--save", "", "--requirepass", PASSWORD]
-    with running(web) as process:
-        assert "Redis: not there yet" in log.read_text()
+    with contextlib.ExitStack() as stack:
+        programs = [stack.enter_context(running(part)) for part in parts]
         with running(Part("forgetful", argv, lambda: True, log=place / "redis.log")):
-            process.wait(20)
-    assert "Redis keeps no append-only file" in log.read_text()
+            assert [process.wait(20) for process in programs] == [1, 1, 1], "nobody asked for their end"
+    for part in parts:
+        assert part.log
+        assert "Redis keeps no append-only file" in part.log.read_text()
 
 
 def test_a_name_that_is_no_check_is_a_sentence(safe: pytest.MonkeyPatch) -> None:

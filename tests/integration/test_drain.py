@@ -277,6 +277,27 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     assert sorted(texts) == sorted(one.text.decode() for one in (bad, unknown))
 
 
+async def test_a_batch_that_comes_again_since_it_was_not_acknowledged_has_its_spans_once(
+    publisher: Publisher, client: redis.Redis, archive: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.append([traced(event(), f"00-{'1' * 32}-{'2' * 16}-01")])
+    spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
+
+    def away(*words: Any) -> None:
+        raise redis.exceptions.ConnectionError
+
+    def persister() -> Loop:
+        return Loop(client, archive, 0, Settings(persister_name="p"), spans)
+
+    with spans.exporting(exporter):
+        with monkeypatch.context() as cut:
+            cut.setattr(Consumer, "settle", away)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                persister().step()
+        assert drain(persister()) == 1
+    assert len(exporter.get_finished_spans()) == 1
+
+
 async def test_the_archive_waits_for_no_spans_and_does_without_those_that_can_not_be_made(
     servers: Servers,
     publisher: Publisher,
@@ -321,22 +342,24 @@ async def test_a_persister_finds_the_log_where_it_was_set_back_to(
     assert (rows(servers.database_url), pending(client)) == (ids, 0)
 
 
-async def test_a_dead_letter_is_requeued_under_its_own_id(
+async def test_a_dead_letter_is_requeued_under_its_own_id_and_in_its_trace(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis, archive: Store
 ) -> None:
-    ids = await publisher.append(
-        [NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')]
-    )
+    bad = NewEvent("run-1", "paper_generation_progress", b'{"step":null,"progress":0,"step_progress":0}')
+    ids = await publisher.append([traced(bad, f"00-{'1' * 32}-{'2' * 16}-01")])
     drain(persister())
     letters = DeadLetters([client])
     (letter,) = letters
-    assert letters.requeue(letter, archive), "the cause is still there"
-    with sql(servers.database_url) as cursor:
+    spans, exporter = Spans("persister", "http://127.0.0.1:9"), InMemorySpanExporter()
+    with sql(servers.database_url) as cursor, spans.exporting(exporter):
+        assert letters.requeue(letter, archive, spans), "the cause is still there"
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step DROP NOT NULL")
-        assert letters.requeue(letter, archive) is None
+        assert letters.requeue(letter, archive, spans) is None
         assert (rows(servers.database_url), list(letters)) == (ids, [])
         cursor.execute("DELETE FROM rp_paper_generation_events")
         cursor.execute("ALTER TABLE rp_paper_generation_events ALTER step SET NOT NULL")
+    outcomes = [(span.context.trace_id, span.status.is_ok) for span in exporter.get_finished_spans()]
+    assert outcomes == [(int("1" * 32, 16), False), (int("1" * 32, 16), True)]
 
 
 async def test_a_lost_log_is_drained_again_from_its_beginning(
@@ -384,7 +407,9 @@ async def test_a_run_log_that_ends_with_a_dead_letter_gets_its_expiry(
 ) -> None:
     await publisher.append([event("bad"), event("bad", details={"text": "a\x00b"}), event("new")])
     await publisher.append([NewEvent("new", "of_a_later_version", b'{"a":1}')])
+    await publisher.append([event("damaged"), NewEvent("damaged", "paper_generation_progress", b"no object")])
+    client.xadd(KEYS.log, {"r": "a name that no run has", "k": "", "e": ""})
     drain(persister())
-    assert len(list(DeadLetters([client]))) == 2
+    assert len(list(DeadLetters([client]))) == 4
     assert pending(client) == 0
-    assert min(client.pttl(KEYS.run(run_id)) for run_id in ("bad", "new")) > 0
+    assert min(client.pttl(KEYS.run(run_id)) for run_id in ("bad", "new", "damaged")) > 0

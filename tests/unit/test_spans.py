@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -239,6 +239,47 @@ async def test_an_answer_counts_as_failed_where_it_is_our_fault(
 ) -> None:
     _, found = await exported(spans, TRACEPARENT, status)
     assert found[-1].status.status_code is code
+
+
+class Broken(SpanProcessor):
+    """An SDK that raises at the beginning of a span, or at its end."""
+
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if self._when == "start":
+            raise KeyError("a secret")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self._when == "end":
+            raise KeyError("a secret")
+
+
+BROKEN = ["start", "end", "_recorded", "attach", "_answered", "_failed", "_counted", "_traceparent"]
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize(("status", "error"), [(204, None), (503, None), (503, NotStored())])
+async def test_a_post_is_what_it_would_be_also_where_its_spans_can_not_be_made(
+    spans: Spans,
+    what: str,
+    status: int,
+    error: Exception | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*words: Any) -> Any:
+        raise KeyError("a secret")
+
+    if what in ("start", "end"):
+        spans._provider.add_span_processor(Broken(what))
+    else:
+        monkeypatch.setattr(module, what, broken)
+    hook, _ = await exported(spans, TRACEPARENT, status, error)
+    assert hook.shortcuts or [event.text.startswith(EVENT.text) for event in hook.appended] == [True]
+    assert len(caplog.messages) <= 1
+    assert "secret" not in caplog.text
 
 
 async def test_what_is_appended_outside_of_a_traced_request_carries_nothing(spans: Spans) -> None:

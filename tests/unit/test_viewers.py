@@ -197,7 +197,9 @@ class Provider(BaseHTTPRequestHandler):
         if self.path == "/no-http":
             self.wfile.write(b"nonsense")
             return
-        self.send_response(200 if self.path == "/keys" else 500)
+        path, _, elsewhere = self.path.partition("?")
+        self.send_response({"/keys": 200, "/moved": 302}.get(path, 500))
+        self.send_header("location", elsewhere)
         self.end_headers()
         self.wfile.write(published("ec").encode())
 
@@ -234,6 +236,21 @@ async def test_a_provider_that_fails_is_not_the_end(
     assert viewers.source
     await viewers.source.open()
     assert "RELAY_VIEWER_JWKS" in caplog.text
+
+
+async def test_keys_that_moved_are_followed_within_their_origin_and_no_further(provider: str) -> None:
+    others = (
+        provider.replace("127.0.0.1", "localhost"),
+        provider.replace("http:", "https:"),
+        "http://127.0.0.1:1",
+    )
+    for elsewhere in others:
+        source = Viewers(Settings(viewer_jwks=f"{provider}/moved?{elsewhere}/keys")).source
+        assert source
+        with pytest.raises(Misconfigured, match="redirected to another origin"):
+            await source.read()
+    moved = Viewers(Settings(viewer_jwks=f"{provider}/moved?/keys"))
+    assert (await moved.check(encode(EC, "ES256", head={"kid": "ec"}))).user_id == 7
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "?"}]}', "\ud800"])

@@ -7,6 +7,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from rp_relay_client import traces
 from rp_relay_client.counters import Counters
 from rp_relay_client.encoding import line
 from rp_relay_client.notices import Notices
@@ -21,8 +22,8 @@ stream of them wakes this thread 200 times a second at most, and most calls wake
 
 _DOZE_S = 1.0
 
-Event = tuple[Any, dict[str, Any]]
-"""Its kind and its content."""
+Event = tuple[Any, dict[str, Any], Any]
+"""Its kind, its content, and the context of the span that it was emitted in."""
 
 
 class Intake:
@@ -41,6 +42,7 @@ class Intake:
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._open = True
+        self._find_span = traces.finder()
 
     @property
     def waiting(self) -> int:
@@ -50,7 +52,7 @@ class Intake:
     def offer(self, kind: Any, data: dict[str, Any]) -> None:
         """Takes an event, or counts it as dropped where there is no room. Never waits, never raises."""
         if self._open and len(self._events) < self._limit:
-            self._events.append((kind, data))
+            self._events.append((kind, data, self._find_span and self._find_span()))
             if self._asleep:
                 self._bell.put(None)
         else:
@@ -66,10 +68,11 @@ class Intake:
         while self._await():
             # They stay in the queue until they are in the spool, so they are always in one of the two.
             events = [self._events[place] for place in range(min(_AT_ONCE, len(self._events)))]
-            self._keep(self._lines(events), spool)
+            self._keep(self._lines(events), traces.traceparent([span for _, _, span in events]), spool)
             for _ in events:
                 self._events.popleft()
             spool.announce()
+            self._find_span = self._find_span or traces.finder()
             time.sleep(_REST_S)
         spool.finish()
 
@@ -88,7 +91,7 @@ class Intake:
 
     def _lines(self, events: Sequence[Event]) -> list[bytes]:
         lines = []
-        for kind, data in events:
+        for kind, data, _ in events:
             try:
                 lines.append(line(self._run, kind, data))
             except Exception as error:  # noqa: PERF203 - one bad event must not take others along
@@ -96,12 +99,12 @@ class Intake:
                 self._notices.once_of("An event can not be sent", error)
         return lines
 
-    def _keep(self, lines: Sequence[bytes], spool: Spool) -> None:
+    def _keep(self, lines: Sequence[bytes], traceparent: str | None, spool: Spool) -> None:
         """A writer that dies would be silent loss."""
         if not lines:
             return
         try:
-            spool.append(lines)
+            spool.append(lines, traceparent)
         except Exception as error:
             self._counters.add(dropped=len(lines))
             self._notices.once_of("Events can not be kept", error)

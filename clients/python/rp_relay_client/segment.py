@@ -53,6 +53,8 @@ class Segment:
         self.size = START
         self.waiting = 0
         self.sealed = False
+        self.traceparent: str | None = None
+        """Of the trace that its newest events are in. It is not in the file: who finds that is in another."""
         self._settled = self._ahead = START
         self._refused: set[int] = set()
 

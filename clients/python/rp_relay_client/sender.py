@@ -82,7 +82,7 @@ class Sender:
     def _deliver(self, batch: Batch) -> None:
         self._sent_at = time.monotonic()
         try:
-            verdict = judge(self._transport.post(batch.body, batch.key))
+            verdict = judge(self._transport.post(batch.body, batch.key, batch.segment.traceparent))
         except (OSError, HTTPException) as error:
             verdict = unreachable(error)
         if verdict.meaning is Meaning.KEPT:

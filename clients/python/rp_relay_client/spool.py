@@ -42,8 +42,9 @@ class Spool:
 
     # What the writer does
 
-    def append(self, lines: Sequence[bytes]) -> None:
-        """Takes events over, in order. What there is no room for is dropped, and counted. Raises OSError."""
+    def append(self, lines: Sequence[bytes], traceparent: str | None = None) -> None:
+        """Takes events over, in order, with the trace that they are part of. What there is no room for is
+        dropped, and counted. Raises OSError."""
         segment = self._writable()
         lines = self._fitting(lines, segment)
         data = b"".join(lines)
@@ -54,6 +55,7 @@ class Spool:
                 raise
             segment = self._instead_of_disk(error)
             segment.append(data, fsync=False)
+        segment.traceparent = traceparent
         with self._news:
             segment.grow(len(data), len(lines))
             self._news.notify_all()

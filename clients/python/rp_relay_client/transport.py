@@ -69,11 +69,12 @@ class Transport:
         self._connection: http.client.HTTPConnection | None = None
         self._aborted = False
 
-    def post(self, body: bytes, key: str) -> Answer:
-        """Sends a batch. Raises OSError or HTTPException: then it may or may not have arrived."""
+    def post(self, body: bytes, key: str, traceparent: str | None = None) -> Answer:
+        """Sends a batch, as part of a trace where there is one. Raises OSError or HTTPException: then it may
+        or may not have arrived."""
         fresh = self._connection is None
         try:
-            return self._post(body, key)
+            return self._post(body, key, traceparent)
         except _CUT:
             self.close()
             if fresh or self._aborted:
@@ -83,17 +84,18 @@ class Transport:
             raise
         # The relay closed a connection that was idle, which it may. The key makes the repeat safe.
         try:
-            return self._post(body, key)
+            return self._post(body, key, traceparent)
         except BaseException:
             self.close()
             raise
 
-    def _post(self, body: bytes, key: str) -> Answer:
+    def _post(self, body: bytes, key: str, traceparent: str | None) -> Answer:
         connection = self._connection = self._connection or self._connect()
         headers = {
             "Authorization": f"Bearer {self._secret.reveal()}",
             "Content-Type": "application/x-ndjson",
             "Idempotency-Key": key,
+            **({"traceparent": traceparent} if traceparent else {}),
         }
         if connection.sock is None:
             connection.connect()

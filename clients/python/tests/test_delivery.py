@@ -5,7 +5,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from fake_relay import PATH, TOKEN, FakeRelay, Reply
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from support import SWIFT, emitter_to, event, wait_until
 
 from rp_relay_client import BaseEvent, Emitter, RunLogEvent, Settings
@@ -25,6 +29,38 @@ def test_an_emitter_is_the_event_callback_of_a_pipeline(relay: FakeRelay, tmp_pa
     assert request.headers["content-type"] == "application/x-ndjson"
     assert 1 <= len(request.key) <= 255
     assert request.key.isascii()
+
+
+def test_a_request_is_part_of_the_trace_in_which_its_newest_event_was_emitted(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("pipeline")
+    silent = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("pipeline")
+    with emitter_to(relay, tmp_path) as emitter:
+
+        def sent() -> str | None:
+            emitter(event(1))
+            assert emitter.flush(20)
+            return relay.requests[-1].headers.get("traceparent")
+
+        assert sent() is None
+        with tracer.start_as_current_span("step"):
+            expected: dict[str, str] = {}
+            TraceContextTextMapPropagator().inject(expected)
+            assert sent() == expected["traceparent"]
+            with silent.start_as_current_span("not recorded"):
+                assert sent() is None
+        assert sent() is None
+
+
+def test_an_event_is_sent_also_where_the_tracing_library_fails(
+    relay: FakeRelay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("opentelemetry.trace.get_current_span")  # as while another thread loads it
+    with emitter_to(relay, tmp_path) as emitter:
+        emitter(event(1))
+        assert emitter.flush(20)
+    assert relay.numbers() == [1]
 
 
 def test_events_arrive_once_in_the_order_of_the_calls(relay: FakeRelay, tmp_path: Path) -> None:
