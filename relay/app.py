@@ -155,7 +155,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             services.clear()
 
     spans = tracing.spans(settings, "relay")
-    app = _framework(settings, lifespan)
+    app = _framework(lifespan)
     tokens, viewers = Tokens(settings), Viewers(settings)
     sources = [source for source in (tokens.source, viewers.source) if source]
     access = Access(settings, viewers, lambda: now().tickets, lambda: now().ownership)
@@ -169,6 +169,8 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     health = _health(settings, now)
     app.include_router(ops.router(health))
+    if settings.api_docs:
+        app.include_router(ops.documentation(app))
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(live_routes.router(live, conversation, access))
     problems.install(app)
@@ -179,21 +181,21 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         return CrossOrigin(inner, settings.allowed_origins) if settings.allowed_origins else inner
 
     return FastLane(
-        crossing(app),
+        app,
         {path: hook for path, hook in hooks.items() if "{" not in path},
-        live={"/events": crossing(live)},
-        plain={history_routes.PAPER: crossing(paper)},
+        live={"/events": live},
+        plain={history_routes.PAPER: paper},
+        crossing=crossing,
     )
 
 
-def _framework(settings: Settings, lifespan: Any) -> FastAPI:
+def _framework(lifespan: Any) -> FastAPI:
     return FastAPI(
         title="rp-relay",
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_url="/openapi.json" if settings.api_docs else None,
-        redoc_url=None,
+        openapi_url=None,  # we have pages of our own
         generate_unique_id_function=document.operation_id,
         # Its own would export URLs with the tickets in them, and what exceptions say.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
