@@ -7,7 +7,7 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from relay.http.fastlane import FastLane, Hook
 from relay.http.figures import Figures
 from relay.http.guard import STATE, Guard
 from relay.http.origins import CrossOrigin
+from relay.http.recheck import Recheck
 from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.traced import TracedWebhook, traced_publisher
@@ -130,6 +131,16 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does the work for as long as the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        await _stop(task)
+
+
 def create_app(settings: Settings | None = None) -> ASGIApp:
     """The ASGI application, for tests and for another ASGI server: `relay serve` is the way to run it.
 
@@ -150,8 +161,10 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             loop = asyncio.get_running_loop()
             figures = Figures(loop, health, started.links, started.shards, seats)
             pages = ops.pages(loop, app, health, exposition.page(figures.collect))
-            with listening(settings.ops_listen, pages):
-                yield {STATE: started.guard}
+            recheck = Recheck(access, (shard.hub for shard in started.shards), settings.access_recheck_s)
+            async with _beside(recheck.run()):
+                with listening(settings.ops_listen, pages):
+                    yield {STATE: started.guard}
             services.clear()
 
     spans = tracing.spans(settings, "relay")

@@ -268,6 +268,12 @@ class Settings(StoreSettings):
         description="How long a worker trusts what it read about a run's owner, so that many viewers "
         "cost one query.",
     )
+    access_recheck_s: float = Field(
+        15,
+        gt=0,
+        description="How often it is looked up whether a run that is watched is still its viewers' own: once "
+        "for all of them, so that who lost it sees no more of it within half a minute.",
+    )
     database_threads: int = Field(
         4, gt=0, description="Database calls under way at once in one worker; each has its own connection."
     )

@@ -48,7 +48,7 @@ def answers(relay: Relay, routes: list[tuple[str, str]]) -> Iterator[tuple[str, 
     """The answer to each, without a token, with a viewer's and with a pipeline's."""
     for method, path in routes:
         for headers in ({}, viewer(), WRITER):
-            json = {} if method in ("POST", "PUT") else None
+            json: dict[str, str] | None = {} if method in ("POST", "PUT") else None
             with CLIENT.stream(method, relay.url + path, headers=headers, json=json) as answer:
                 yield method, path, answer
 
