@@ -119,6 +119,8 @@ class ShardKeys:
         self.shard = shard
         self._prefix = f"relay:{{{shard}}}:"
         self.log = self._prefix + "log"
+        self.claims = self._prefix + "claims"
+        """The batches that persisters are at: see claim in functions.lua."""
         self.dead_letters = self._prefix + "dead"
         self.runs = self._prefix + "runs"
         """The run logs that there are, by when to look whether they still exist."""
