@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -203,6 +204,16 @@ def test_the_operator_erases_a_run_with_events_of_every_kind(deployment: Deploym
 def test_the_operator_prunes(deployment: Deployment) -> None:
     said = typed(persister_command, "prune --older-than 1d", deployment.stores["operator"])
     assert said.splitlines() == [*(f"{table}\t0" for table in TABLES), "dead letters\t0"]
+
+
+def test_the_service_that_prunes_does_so_and_then_waits_for_a_day(deployment: Deployment) -> None:
+    *shell, script = SERVICES["prune"]["command"]
+    script = script.replace("$$", "$").replace("do sleep 86400", "do echo waits; exit 0")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, **deployment.stores["operator"], "PATH": path, "RETENTION": "365d"}
+    done = subprocess.run([*shell, script], env=env, capture_output=True, text=True, check=False)
+    expected = [*(f"{table}\t0" for table in TABLES), "dead letters\t0", "waits"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, expected), done.stderr
 
 
 FOR_NOBODY = [
