@@ -1,8 +1,9 @@
 """This persister's side of the consumer group: what to store next, and what is stored."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -32,17 +33,19 @@ GROWTH = 4
 
 
 class Batch(NamedTuple):
-    """Entries that are this persister's to store, until they are settled: those after a position."""
+    """Entries that are this persister's to store, until they are settled: those after `position`, up to
+    `last`."""
 
     position: bytes
+    last: bytes
     deliveries: Sequence[Delivery]
 
 
 class Settlement(NamedTuple):
-    """What is dealt with: the batch after `position`, the newest entry of each run in it, whatever became
-    of that, and what of it could not be stored, as dead letters."""
+    """What is dealt with: a batch, the newest entry of each run in it, whatever became of that, and what of
+    it could not be stored, as dead letters."""
 
-    position: bytes
+    batch: Batch
     newest: Mapping[str, str]
     letters: Sequence[Sequence[str | bytes]] = ()
 
@@ -55,7 +58,8 @@ class Consumer:
     """One member of a shard's group. `highest` answers the highest id in the archive.
 
     A batch is read as anybody may read the log, and is this persister's once the claim of it succeeds: then
-    the position of the group is behind it.
+    the position of the group is behind it. Both go over one connection, and so to one server: another one,
+    that took over meanwhile, may have other entries there.
 
     Raises redis errors as they come: the loop starts anew on them.
     """
@@ -85,58 +89,68 @@ class Consumer:
     def claim(self) -> Batch | None:
         """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news, and
         answers None where there is none. Raises NotKept."""
-        if self._backlog:
-            if batch := self._take_over():
-                return batch
-            self._backlog = False
-        if time.monotonic() >= self._take_over_at:
-            if batch := self._take_over(int(self._settings.persister_claim_s * 1000)):
-                return batch
-            self._take_over_at = time.monotonic() + self._settings.persister_claim_s / 2
-        if self._position is None:
-            self._look()
-        batch = self._claim_new(BLOCK_MS)
-        if batch is None:
-            self._look()
-        return batch
+        with self._connection() as connection:
+            if self._backlog:
+                if batch := self._take_over(connection):
+                    return batch
+                self._backlog = False
+            if time.monotonic() >= self._take_over_at:
+                if batch := self._take_over(connection, int(self._settings.persister_claim_s * 1000)):
+                    return batch
+                self._take_over_at = time.monotonic() + self._settings.persister_claim_s / 2
+            if self._position is None:
+                self._look(connection)
+            batch = self._claim_new(connection, BLOCK_MS)
+            if batch is None:
+                self._look(connection)
+            return batch
 
     def claim_more(self, settlement: Settlement | None = None) -> Batch | None:
         """New entries beside a batch that is under way, without waiting for any; None also where it is time
         to look for what comes before new ones. What is dealt with is settled first. Raises NotKept."""
-        if self._backlog or time.monotonic() >= self._take_over_at:
-            if settlement:
-                self.settle(settlement)
-            return None
-        return self._claim_new(None, settlement)
+        with self._connection() as connection:
+            if self._backlog or time.monotonic() >= self._take_over_at:
+                if settlement:
+                    self._settle(connection, settlement)
+                return None
+            return self._claim_new(connection, None, settlement)
 
     def settle(self, settlement: Settlement) -> None:
         """Ends the claim of what is dealt with."""
-        self._call(*self._settling(settlement))
+        with self._connection() as connection:
+            self._settle(connection, settlement)
 
-    def _claim_new(self, block_ms: int | None, settlement: Settlement | None = None) -> Batch | None:
+    def _settle(self, connection: Any, settlement: Settlement) -> None:
+        self._call(connection, *self._settling(settlement))
+
+    def _claim_new(
+        self, connection: Any, block_ms: int | None, settlement: Settlement | None = None
+    ) -> Batch | None:
         """Reads a batch, and claims it; reads another one where a peer was faster."""
         for _ in range(ATTEMPTS):
-            erased, deliveries = self._read(block_ms, settlement)
+            erased, deliveries = self._read(connection, block_ms, settlement)
             settlement = None
             if not deliveries:
                 self.full = False
                 return None
             self.full = len(deliveries) >= self._count
             self._resize(deliveries)
-            position, last = self._position, deliveries[-1][0]
-            if position is not None and self._claimed(position, erased, last, len(deliveries)):
-                self._position = last
-                return Batch(position, deliveries)
+            batch = Batch(self._position or b"0-0", deliveries[-1][0], deliveries)
+            if self._claimed(connection, batch, erased):
+                self._position = batch.last
+                return batch
         return None
 
-    def _read(self, block_ms: int | None, settlement: Settlement | None) -> tuple[int, list[Delivery]]:
+    def _read(
+        self, connection: Any, block_ms: int | None, settlement: Settlement | None
+    ) -> tuple[int, list[Delivery]]:
         """How much was erased, and then what follows the position. What is dealt with is settled in the same
         round trip."""
         reading = [command("SCARD", self._keys.erased), command("XREAD", *self._reading(block_ms))]
         settling = self._settling(settlement) if settlement else []
-        *settled, erased, read = self._exchange(*settling, *reading)
+        *settled, erased, read = self._exchange(connection, *settling, *reading)
         if settlement and any(isinstance(answer, Exception) for answer in settled):
-            self.settle(settlement)
+            self._settle(connection, settlement)
         for answer in (erased, read):
             if isinstance(answer, Exception):
                 raise answer
@@ -146,9 +160,10 @@ class Consumer:
         block: list[str | bytes | int] = [] if block_ms is None else ["BLOCK", block_ms]
         return ["COUNT", self._count, *block, "STREAMS", self._keys.log, self._position or b"0-0"]
 
-    def _claimed(self, position: bytes, erased: int, last: bytes, count: int) -> bool:
-        """Whether what is between these two is ours. Else the position is that of the group by now."""
-        self._position, claimed = self._kept(*self._claiming(position, erased, last, count))
+    def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
+        """Whether the batch is ours. Else the position is that of the group by now."""
+        words = self._claiming(batch.position, erased, batch.last, len(batch.deliveries))
+        self._position, claimed = self._kept(connection, *words)
         return bool(claimed)
 
     def _claiming(self, position: bytes, erased: int, last: bytes, count: int) -> list[str | bytes | int]:
@@ -156,30 +171,33 @@ class Consumer:
         who = self._settings.persister_name
         return ["FCALL", functions.CLAIM, len(keys), *keys, GROUP, who, position, erased, last, count]
 
-    def _look(self) -> None:
+    def _look(self, connection: Any) -> None:
         """Finds the position of the group. Where the log is new, or lost, it is made."""
         try:
-            ((self._position, _),) = self._call(command(*self._claiming(b"", 0, b"", 0)))
+            ((self._position, _),) = self._call(connection, command(*self._claiming(b"", 0, b"", 0)))
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
             # From its beginning on, since what is archived already is left out. And above all ids in the
             # archive, since they never come again.
             floor = ordinal_above(self._highest())
-            self._call(command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
+            self._call(connection, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
             self._position = b"0-0"
 
-    def _take_over(self, idle_ms: int | None = None) -> Batch | None:
+    def _take_over(self, connection: Any, idle_ms: int | None = None) -> Batch | None:
         """What was claimed and not settled: by this persister, or by whom that long ago."""
-        idle = [] if idle_ms is None else [idle_ms]
         who = self._settings.persister_name
-        while its := self._kept("FCALL", functions.TAKE_OVER, 1, self._keys.claims, who, *idle):
+        words: list[str | bytes | int] = ["FCALL", functions.TAKE_OVER, 1, self._keys.claims, who]
+        if idle_ms is not None:
+            words.append(idle_ms)
+        while its := self._kept(connection, *words):
             position, last, count = its
-            (deliveries,) = self._call(command("XRANGE", self._keys.log, b"(" + position, last))
+            (deliveries,) = self._call(connection, command("XRANGE", self._keys.log, b"(" + position, last))
             self._report_lost(position, last, count - len(deliveries))
+            batch = Batch(position, last, deliveries)
             if deliveries:
-                return Batch(position, deliveries)
-            self.settle(Settlement(position, {}))
+                return batch
+            self._settle(connection, Settlement(batch, {}))
         return None
 
     def _report_lost(self, position: bytes, last: bytes, missing: int) -> None:
@@ -199,7 +217,7 @@ class Consumer:
         fit = self._settings.persister_batch_bytes * len(deliveries) // max(size, 1)
         self._count = max(1, min(self._settings.persister_batch, fit, GROWTH * self._count))
 
-    def _kept(self, *words: str | bytes | int) -> Any:
+    def _kept(self, connection: Any, *words: str | bytes | int) -> Any:
         """The answer of a function that gives out a batch, once the batch is where RELAY_WAITAOF wants it:
         the archive holds nothing that is lost with the primary, since its sender would send it again.
 
@@ -208,8 +226,8 @@ class Consumer:
         """
         durability = self._durability
         if durability is None:
-            return self._call(command(*words))[0]
-        answer, kept = self._call(command(*words), command(*durability.words))
+            return self._call(connection, command(*words))[0]
+        answer, kept = self._call(connection, command(*words), command(*durability.words))
         given_out = answer and answer[-1]
         if given_out and not durability.reached(kept):
             raise NotKept
@@ -217,11 +235,12 @@ class Consumer:
 
     def _settling(self, settlement: Settlement) -> list[bytes]:
         """The command, as it goes over the wire."""
-        position, newest, letters = settlement
+        batch, newest, letters = settlement
         settings = self._settings
         keys = [self._keys.claims, self._keys.dead_letters, *map(self._keys.run, newest)]
         words: list[str | bytes | int] = [
-            position,
+            batch.position,
+            batch.last,
             int(settings.run_log_ttl_s * 1000),
             settings.run_log_entries,
         ]
@@ -230,23 +249,28 @@ class Consumer:
             words += [len(letter), *letter]
         return [command("FCALL", functions.SETTLE, len(keys), *keys, *words)]
 
-    def _exchange(self, *commands: bytes) -> list[Any]:
-        """The answers, refusals among them, to commands that are packed already."""
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Any]:
         pool = self._redis.connection_pool
-        connection: Any = pool.get_connection()
+        connection = pool.get_connection()
         try:
-            connection.send_packed_command([b"".join(commands)])
-            return [_answer(connection) for _ in commands]
+            yield connection
         finally:
             pool.release(connection)
 
-    def _call(self, *commands: bytes) -> list[Any]:
+    def _exchange(self, connection: Any, *commands: bytes) -> list[Any]:
+        """The answers, refusals among them, to commands that are packed already: the driver would look at
+        each of their words."""
+        connection.send_packed_command([b"".join(commands)])
+        return [_answer(connection) for _ in commands]
+
+    def _call(self, connection: Any, *commands: bytes) -> list[Any]:
         """Sends commands, server-side functions among them. Where the library is missing it is loaded first,
         and all are repeated."""
-        answers = self._exchange(*commands)
+        answers = self._exchange(connection, *commands)
         if any(isinstance(answer, Exception) and functions.MISSING in str(answer) for answer in answers):
-            self._redis.function_load(functions.LIBRARY, replace=True)
-            answers = self._exchange(*commands)
+            loading = command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
+            _, *answers = self._exchange(connection, loading, *commands)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer

@@ -193,7 +193,7 @@ class Loop:
         bad = ended.refused | {delivery[0]: reason for delivery, reason in prepared.malformed}
         deliveries = prepared.batch.deliveries if bad else ()
         letters = [self._letter(one, bad[one[0]]) for one in deliveries if one[0] in bad]
-        return Settlement(prepared.batch.position, prepared.newest, letters)
+        return Settlement(prepared.batch, prepared.newest, letters)
 
     def _letter(self, delivery: Delivery, reason: str) -> list[str | bytes]:
         """An entry that can not be stored, as a dead letter."""

@@ -310,16 +310,18 @@ end
 -- Ends the claim of an archived batch, keeps what could not be archived, and bounds the run logs.
 --
 -- KEYS  the claims; the dead letters; run logs
--- ARGV  the position before the batch, how long a run log lives after its last event in ms, how many entries it
+-- ARGV  the position before the batch, the id of its last entry, how long a run log lives after its last event in ms, how many entries it
 --       keeps, for each run log the id of its newest entry in the batch, then for each dead letter: the number
 --       of its words, the words
 -- A run log whose newest entry was dealt with gets its expiry, and one that is too long loses its oldest
--- entries, but never one that is not archived. Answers 1, or 0 where the batch was settled before: by a peer
--- that took it over, dead letters included.
+-- entries, but never one that is not archived. Answers 1, or 0 where there is no claim of that batch (any more):
+-- a peer that took it over was faster, dead letters included, or a server that did not know it has taken over.
 local function settle(keys, args)
-  local claims, lifetime, keep, runs = keys[1], args[2], tonumber(args[3]), #keys - 2
-  if redis.call('HDEL', claims, args[1]) == 0 then return 0 end
-  local i = 4 + runs
+  local claims, lifetime, keep, runs = keys[1], args[3], tonumber(args[4]), #keys - 2
+  local its = redis.call('HGET', claims, args[1])
+  if not its or string.match(its, '^%S+') ~= args[2] then return 0 end
+  redis.call('HDEL', claims, args[1])
+  local i = 5 + runs
   while i <= #args do
     redis.call('XADD', keys[2], '*', unpack(args, i + 1, i + tonumber(args[i])))
     i = i + 1 + tonumber(args[i])
@@ -329,7 +331,7 @@ local function settle(keys, args)
     first = math.min(first or ordinal(position), ordinal(position))
   end
   for r = 1, runs do
-    local run, archived = keys[2 + r], args[3 + r]
+    local run, archived = keys[2 + r], args[4 + r]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
     if tip and tip[1] == archived then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)

@@ -117,8 +117,8 @@ def after_bury(times: int) -> None:
         letters.extend(settlement.letters)
         return settling(self, settlement)
 
-    def doomed(self: Consumer, *commands: bytes) -> list[Any]:
-        answers = exchange(self, *commands)
+    def doomed(self: Consumer, connection: Any, *commands: bytes) -> list[Any]:
+        answers = exchange(self, connection, *commands)
         if letters:
             die()
         return answers
@@ -190,7 +190,7 @@ def acknowledge_first(times: int) -> None:
     def claimed(self: Consumer) -> Batch | None:
         batch = claim(self)
         if batch:
-            self.settle(Settlement(batch.position, {}))
+            self.settle(Settlement(batch, {}))
         return batch
 
     Consumer.claim = claimed  # type: ignore[method-assign]

@@ -166,7 +166,8 @@ class Logs(RuleBasedStateMachine):
         self._store(pick(self.hands, which), settle, buried)
 
     def _store(self, name: str, settle: bool, buried: int = 0) -> None:
-        position, hand = self.hands.pop(name)
+        batch = self.hands.pop(name)
+        hand = batch.deliveries
         stored, bad = hand[: len(hand) - buried], hand[len(hand) - buried :]
         for delivery in stored:
             entry = self._entry(delivery)
@@ -178,7 +179,7 @@ class Logs(RuleBasedStateMachine):
             letters: list[list[str | bytes]] = [
                 ["id", stream_id, "reason", "a reason", *fields] for stream_id, fields in bad
             ]
-            self.consumers[name].settle(Settlement(position, newest, letters))
+            self.consumers[name].settle(Settlement(batch, newest, letters))
             # Else a peer that took it over was first.
             self.model.dead |= {self._id(delivery) for delivery in bad} & self.model.pending
             self.model.settled |= {self._id(delivery) for delivery in hand}

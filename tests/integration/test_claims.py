@@ -45,7 +45,7 @@ def take_over(store: redis.Redis, who: str, *idle_ms: int) -> Any:
 
 def settle(store: redis.Redis, held: Held, run_id: str = "a", keep: int = 1000, *letters: list[str]) -> int:
     keys = [KEYS.claims, KEYS.dead_letters, KEYS.run(run_id)]
-    words = [held.position, 60_000, keep, held.ids[-1]]
+    words = [held.position, held.ids[-1], 60_000, keep, held.ids[-1]]
     for letter in letters:
         words += [len(letter), *letter]
     answer: Any = store.fcall(functions.SETTLE, len(keys), *keys, *words)
@@ -84,6 +84,10 @@ def test_what_was_claimed_is_found_again_by_its_persister_and_by_a_peer_after_a_
     assert [one.persister for one in claims(opened, KEYS)] == ["q", "p"]
     assert [settle(opened, first), settle(opened, first)] == [1, 0], "whoever comes first has settled it"
     assert take_over(opened, "p")[0] == second.position.encode()
+    other = Held(second.position, first.ids)
+    assert (settle(opened, other), settle(opened, second)) == (0, 1), (
+        "it is not the batch that was claimed there"
+    )
 
 
 def test_settling_lets_an_archived_run_log_expire(opened: redis.Redis) -> None:

@@ -8,10 +8,12 @@ import redis
 
 from persister.consumer import Batch, Consumer, Settlement
 from persister.settings import Settings
+from relay.connect import persister_redis
 from relay.stream.entry import NewEvent
 from relay.stream.group import claims
 from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
+from tests.conftest import Servers
 from tests.factories import progress
 
 KEYS = ShardKeys(0)
@@ -21,16 +23,16 @@ P = Settings(persister_name="p")
 class Cut(Consumer):
     """Its connection ends before it has the answer."""
 
-    def _exchange(self, *commands: bytes) -> list[Any]:
-        super()._exchange(*commands)
+    def _exchange(self, connection: Any, *commands: bytes) -> list[Any]:
+        super()._exchange(connection, *commands)
         raise redis.exceptions.ConnectionError("cut")
 
 
 class Deaf(Consumer):
     """The same, while it claims."""
 
-    def _claimed(self, position: bytes, erased: int, last: bytes, count: int) -> bool:
-        super()._claimed(position, erased, last, count)
+    def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
+        super()._claimed(connection, batch, erased)
         raise redis.exceptions.ConnectionError("cut")
 
 
@@ -41,10 +43,10 @@ class Overtaken(Consumer):
         super().__init__(client, 0, settings, lambda: 0)
         self._between = between
 
-    def _claimed(self, position: bytes, erased: int, last: bytes, count: int) -> bool:
+    def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
         between, self._between = self._between, lambda: None
         between()
-        return super()._claimed(position, erased, last, count)
+        return super()._claimed(connection, batch, erased)
 
 
 def events(run_id: str, count: int) -> list[NewEvent]:
@@ -68,7 +70,7 @@ async def test_what_was_settled_stays_so_where_its_persister_did_not_hear_of_it(
     batch = consumer(client).claim()
     assert batch
     with pytest.raises(redis.exceptions.ConnectionError):
-        consumer(client, Cut).settle(Settlement(batch.position, {"a": batch.deliveries[-1][0].decode()}))
+        consumer(client, Cut).settle(Settlement(batch, {"a": batch.deliveries[-1][0].decode()}))
     assert int(client.pttl(KEYS.run("a"))) > 0
     assert (consumer(client).claim(), claims(client, KEYS)) == (None, [])
 
@@ -105,3 +107,19 @@ async def test_what_is_erased_while_it_is_read_is_not_claimed(
         client.xdel(KEYS.log, first)
 
     assert ids(Overtaken(client, P, erase).claim()) == [second]
+
+
+async def test_what_was_read_over_a_connection_that_is_lost_then_is_not_claimed_over_another_one(
+    publisher: Publisher, client: redis.Redis, servers: Servers
+) -> None:
+    """It may lead to a server that took over, and has other entries there."""
+    await publisher.append(events("a", 2))
+    own = persister_redis(servers.redis_url)
+
+    def cut() -> None:
+        client.client_kill_filter(_type="normal", skipme=True)
+
+    with pytest.raises(redis.exceptions.ConnectionError):
+        Overtaken(own, P, cut).claim()
+    assert claims(client, KEYS) == []
+    own.close()

@@ -101,7 +101,7 @@ async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     assert waits.wait(20)
     assert not erased
     assert archive.insert(entries) == []
-    slow.settle(Settlement(batch.position, {}))
+    slow.settle(Settlement(batch, {}))
     erasing.join(20)
     other.close()
     assert erased == [Erased(entries=2, rows=2, dead_letters=0)]
