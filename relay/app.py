@@ -7,7 +7,7 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from relay.http.fastlane import FastLane, Hook
 from relay.http.figures import Figures
 from relay.http.guard import STATE, Guard
 from relay.http.origins import CrossOrigin
+from relay.http.recheck import Recheck
 from relay.http.seats import Seats
 from relay.http.stream import RunStream
 from relay.http.traced import TracedWebhook, traced_publisher
@@ -130,6 +131,16 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Does the work for as long as the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        await _stop(task)
+
+
 def create_app(settings: Settings | None = None) -> ASGIApp:
     """The ASGI application, for tests and for another ASGI server: `relay serve` is the way to run it.
 
@@ -150,12 +161,14 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             loop = asyncio.get_running_loop()
             figures = Figures(loop, health, started.links, started.shards, seats)
             pages = ops.pages(loop, app, health, exposition.page(figures.collect))
-            with listening(settings.ops_listen, pages):
-                yield {STATE: started.guard}
+            recheck = Recheck(access, (shard.hub for shard in started.shards), settings.access_recheck_s)
+            async with _beside(recheck.run()):
+                with listening(settings.ops_listen, pages):
+                    yield {STATE: started.guard}
             services.clear()
 
     spans = tracing.spans(settings, "relay")
-    app = _framework(settings, lifespan)
+    app = _framework(lifespan)
     tokens, viewers = Tokens(settings), Viewers(settings)
     sources = [source for source in (tokens.source, viewers.source) if source]
     access = Access(settings, viewers, lambda: now().tickets, lambda: now().ownership)
@@ -169,6 +182,8 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app.include_router(history_routes.router(lambda: now().history, lambda: now().replay, access, settings))
     health = _health(settings, now)
     app.include_router(ops.router(health))
+    if settings.api_docs:
+        app.include_router(ops.documentation(app))
     conversation = ConversationStream(settings, access, seats, lambda: now().replay, lambda: now().shards)
     app.include_router(live_routes.router(live, conversation, access))
     problems.install(app)
@@ -179,21 +194,21 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
         return CrossOrigin(inner, settings.allowed_origins) if settings.allowed_origins else inner
 
     return FastLane(
-        crossing(app),
+        app,
         {path: hook for path, hook in hooks.items() if "{" not in path},
-        live={"/events": crossing(live)},
-        plain={history_routes.PAPER: crossing(paper)},
+        live={"/events": live},
+        plain={history_routes.PAPER: paper},
+        crossing=crossing,
     )
 
 
-def _framework(settings: Settings, lifespan: Any) -> FastAPI:
+def _framework(lifespan: Any) -> FastAPI:
     return FastAPI(
         title="rp-relay",
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_url="/openapi.json" if settings.api_docs else None,
-        redoc_url=None,
+        openapi_url=None,  # we have pages of our own
         generate_unique_id_function=document.operation_id,
         # Its own would export URLs with the tickets in them, and what exceptions say.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},

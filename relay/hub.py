@@ -53,9 +53,10 @@ class Wake(IntEnum):
     CATCH_UP = 1  # it was held again
     SLOW = 2  # it was held because it does not read
     EXPIRED = 3  # its token is valid no more
-    LEAVE = 4  # the server shuts down
-    ENDED = 5  # the last frame is written
-    GONE = 6  # its connection is lost
+    FORBIDDEN = 4  # what it watches is not its any more
+    LEAVE = 5  # the server shuts down
+    ENDED = 6  # the last frame is written
+    GONE = 7  # its connection is lost
 
 
 _FRAMINGS = tuple(Framing)
@@ -106,7 +107,7 @@ _KEEP_ALIVE_CHUNK = chunk(KEEP_ALIVE)
 
 class Viewer:
     """One reader of a run's stream. `position` is the id of the last event written to it, `expires` when it
-    loses its right to read, in seconds since 1970."""
+    loses its right to read, in seconds since 1970, and `reader` by what right it does, for who asks again."""
 
     __slots__ = (
         "_awake",
@@ -119,13 +120,23 @@ class Viewer:
         "framing",
         "missed",
         "position",
+        "reader",
         "sink",
         "state",
     )
 
-    def __init__(self, sink: Sink, *, framing: Framing, buffer_limit: int, expires: float = math.inf) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        framing: Framing,
+        buffer_limit: int,
+        expires: float = math.inf,
+        reader: object = None,
+    ) -> None:
         self.sink = sink
         self.expires = expires
+        self.reader = reader
         self.position = START
         self.framing = framing
         self.state = State.REPLAYING
@@ -289,6 +300,14 @@ class Hub:
 
     def watches(self, run_id: str) -> bool:
         return run_id in self._runs
+
+    def runs(self) -> list[str]:
+        """The runs that somebody watches."""
+        return list(self._runs)
+
+    def watching(self, run_id: str) -> list[Viewer]:
+        """Who watches a run."""
+        return list(self._runs.get(run_id, ()))
 
     def dispatch(self, run_id: str, frames: Sequence[Frame]) -> None:
         """News of a run, in order, to all who watch it."""

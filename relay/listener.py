@@ -49,6 +49,7 @@ def document(status: int, content: Mapping[str, Any]) -> Page:
 
 
 _NOTHING = document(404, {"status": "there is nothing at this path"})
+_REFUSED = {"status": "this is no request that is answered here"}
 _BROKEN = document(500, {"status": "this page could not be made; the reason is in the log"})
 
 
@@ -115,13 +116,21 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             log.error("a page of the private listener failed: %s", type(error).__name__, exc_info=error)
             page = _BROKEN
+        self._send(page)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library has to say repeats what was asked."""
+        self._send(document(code, _REFUSED))
+
+    def _send(self, page: Page) -> None:
         self.send_response(page.status)
         self.send_header("content-type", page.media_type)
         self.send_header("content-length", str(len(page.body)))
         for name, value in PRIVATE:
             self.send_header(name.decode(), value.decode())
         self.end_headers()
-        self.wfile.write(page.body)
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
 
     def version_string(self) -> str:
         return "rp-relay"

@@ -76,9 +76,9 @@ CONNECTS = Count("relay_viewer_connects", "Streams that began, each with a repla
 CLOSES = Counts(
     "relay_viewer_closes",
     "Streams that ended: the run was over, the client went, the worker stopped, the client did not read, the "
-    "token expired, a store was away",
+    "token expired, what it showed is another's now, a store was away",
     "reason",
-    ("ended", "gone", "drained", "slow", "expired", "unavailable"),
+    ("ended", "gone", "drained", "slow", "expired", "forbidden", "unavailable"),
 )
 CATCH_UPS = Count("relay_catch_ups", "Times that a viewer fell behind the news and read the log again")
 

@@ -40,6 +40,11 @@ def mistakes(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
+def several(secrets: SecretStr | None) -> list[str]:
+    """The secrets of a setting that may hold more than one, separated by blanks: the new and the old one."""
+    return secrets.get_secret_value().split() if secrets else []
+
+
 Check = Literal["secret", "redis-password", "redis-file", "redis-eviction", "postgres-password", "embedded"]
 """What is looked at before a process starts."""
 
@@ -143,8 +148,8 @@ class Settings(StoreSettings):
     )
     viewer_secret: SecretStr | None = Field(
         None,
-        description="The HS256 key of viewers' tokens. Without it, and without a key set, no viewer can be "
-        "told from another, and all get 500.",
+        description="The HS256 key of viewers' tokens. A new and an old one, separated by a blank, are both "
+        "valid. Without any, and without a key set, no viewer can be told from another, and all get 500.",
     )
     viewer_jwks: str | None = Field(
         None,
@@ -268,6 +273,12 @@ class Settings(StoreSettings):
         description="How long a worker trusts what it read about a run's owner, so that many viewers "
         "cost one query.",
     )
+    access_recheck_s: float = Field(
+        15,
+        gt=0,
+        description="How often it is looked up whether a run that is watched is still its viewers' own: once "
+        "for all of them, so that who lost it sees no more of it within half a minute.",
+    )
     database_threads: int = Field(
         4, gt=0, description="Database calls under way at once in one worker; each has its own connection."
     )
@@ -275,8 +286,7 @@ class Settings(StoreSettings):
     @field_validator("webhook_signing_secret")
     @classmethod
     def _signs(cls, secrets: SecretStr | None) -> SecretStr | None:
-        words = secrets.get_secret_value().split() if secrets else []
-        if not all(_SIGNING_SECRET.fullmatch(word) for word in words):
+        if not all(_SIGNING_SECRET.fullmatch(secret) for secret in several(secrets)):
             raise ValueError("A signing secret has to be at least 24 bytes in base64, with or without whsec_")
         return secrets
 

@@ -23,7 +23,7 @@ from pydantic import AliasChoices, SecretStr
 
 from relay.connect import database, persister_clients
 from relay.errors import DatabaseUnavailable, Insecure, Misconfigured, Unavailable
-from relay.settings import Check, StoreSettings
+from relay.settings import Check, StoreSettings, several
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SECRET_ALPHABET = 8
 LATER_S = 2.0
 """How often what was away is looked for."""
 
-SEVERAL = ("run_token_secret", "webhook_signing_secret")
+SEVERAL = ("run_token_secret", "viewer_secret", "webhook_signing_secret")
 """Settings that may hold several secrets, separated by blanks: each is looked at, since each is valid."""
 
 SAMPLES = ("changeme", "change-me", "example", "that-nobody-guesses", "a-secret-for-viewers-tokens")
@@ -122,8 +122,7 @@ def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
         if isinstance(value, SecretStr) and name not in StoreSettings.model_fields:
             alias = field.validation_alias
             variable = alias.choices[-1] if isinstance(alias, AliasChoices) else f"RELAY_{name.upper()}"
-            secret = value.get_secret_value()
-            each = (secret.split() if name in SEVERAL else None) or [secret]
+            each = (several(value) if name in SEVERAL else None) or [value.get_secret_value()]
             if why := next(filter(None, map(_weakness, each)), None):
                 yield Weakness(
                     "secret", f"{variable} {why}; take a random one, such as `openssl rand -hex 32` prints."

@@ -6,6 +6,7 @@ A token's own headers never say where a key is. They only name one of these.
 import asyncio
 import logging
 from collections.abc import Callable
+from hashlib import sha256
 
 import jwt
 from jwt.exceptions import PyJWTError
@@ -28,6 +29,7 @@ class KeySet:
         self.source = Reread("RELAY_VIEWER_JWKS", place, self._take)
         self._changed = changed
         self._keys: list[jwt.PyJWK] | None = None
+        self._fingerprints: frozenset[str] = frozenset()
         self._asking = asyncio.Lock()
         self._asked = float("-inf")
 
@@ -43,6 +45,12 @@ class KeySet:
         if self._keys is None:
             raise Unavailable("The keys of viewers' tokens can not be read; try again later.")
         return key
+
+    async def holds(self, fingerprint: str) -> bool:
+        """Whether a key is still in force. It may also be one that another worker knew first."""
+        if fingerprint not in self._fingerprints:
+            await self._ask_again()
+        return fingerprint in self._fingerprints
 
     def _get(self, name: str | None, algorithm: str) -> jwt.PyJWK | None:
         fitting = [
@@ -70,4 +78,10 @@ class KeySet:
         self._keys = [
             key for key in keys if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")
         ]
+        self._fingerprints = frozenset(map(fingerprint_of, self._keys))
         self._changed()
+
+
+def fingerprint_of(key: jwt.PyJWK) -> str:
+    """Of the key itself, whatever the set calls it."""
+    return sha256(key.Algorithm.to_jwk(key.key).encode()).hexdigest()

@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 FILE_PERIOD_S = 5.0
 """A token that is struck from a file is refused this long after at most."""
 
-URL_PERIOD_S = 300.0
-"""Keys are published well before they are used; one that nobody knows yet is asked for at once."""
+URL_PERIOD_S = 30.0
+"""Keys are published well before they are used, and one that nobody knows yet is asked for at once; but one
+that is withdrawn has to be refused soon."""
 
 URL_TIMEOUT_S = 2.5
 MAX_BYTES = 1 << 20

@@ -2,17 +2,18 @@
 (RS256, ES256). Which algorithm goes with which key is fixed here; a token only chooses among these.
 """
 
+import contextlib
 import re
 import time
 from hashlib import sha256
 from typing import Any, NamedTuple
 
 import jwt
-from jwt.exceptions import PyJWTError
+from jwt.exceptions import InvalidSignatureError, PyJWTError
 
-from relay.auth.keyset import ALGORITHMS, KeySet
+from relay.auth.keyset import ALGORITHMS, KeySet, fingerprint_of
 from relay.errors import Misconfigured, Unauthenticated
-from relay.settings import Settings
+from relay.settings import Settings, several
 from relay.stream.keys import RUN_ID
 
 SHARED = "HS256"
@@ -25,19 +26,20 @@ _RUN_ID = re.compile(RUN_ID)
 
 
 class Caller(NamedTuple):
-    """Who asks, until when in seconds since 1970, and the runs that are theirs, where the token says so."""
+    """Who asks, until when in seconds since 1970, the runs that are theirs, where the token says so, and the
+    fingerprint of the key that it is signed with, where that is one of a key set."""
 
     user_id: int
     expires: float
     runs: tuple[str, ...] | None = None
+    key: str | None = None
 
 
 class Viewers:
     """Checks tokens."""
 
     def __init__(self, settings: Settings) -> None:
-        secret = settings.viewer_secret
-        self._secret = secret.get_secret_value() if secret else None
+        self._secrets = several(settings.viewer_secret)
         self._known: dict[bytes, Caller] = {}
         place = settings.viewer_jwks
         self._keys = KeySet(place, self._known.clear) if place else None
@@ -49,7 +51,7 @@ class Viewers:
 
     async def check(self, token: str | None) -> Caller:
         """Raises Misconfigured, Unauthenticated or, without its keys, Unavailable."""
-        if self._secret is None and self._keys is None:
+        if not self._secrets and self._keys is None:
             raise Misconfigured(
                 "The server has no RELAY_VIEWER_SECRET configured, so it can not tell viewers apart."
             )
@@ -64,24 +66,35 @@ class Viewers:
             raise not_valid()
         return caller
 
+    async def check_key(self, caller: Caller) -> None:
+        """Raises Unauthenticated where the key that the caller's token is signed with was withdrawn since."""
+        if caller.key is not None and not (self._keys and await self._keys.holds(caller.key)):
+            raise not_valid()
+
     async def _read(self, token: str) -> Caller:
         try:
             head = jwt.get_unverified_header(token)
+            if head["alg"] == SHARED:
+                return _caller(self._shared_claims(token))
             key = await self._key(head)
-            return _caller(self._claims(token, key, head["alg"]))
+            return _caller(self._claims(token, key, head["alg"]))._replace(key=fingerprint_of(key))
         except (PyJWTError, ValueError, TypeError, KeyError) as error:
             raise not_valid() from error
 
-    async def _key(self, head: dict[str, Any]) -> Any:
+    async def _key(self, head: dict[str, Any]) -> jwt.PyJWK:
         """The only key that goes with the token's algorithm and name of a key. Raises ValueError."""
-        algorithm = head["alg"]
-        if algorithm == SHARED and self._secret is not None:
-            return self._secret
-        if algorithm in ALGORITHMS and self._keys is not None:
-            key = await self._keys.find(head.get("kid"), algorithm)
+        if head["alg"] in ALGORITHMS and self._keys is not None:
+            key = await self._keys.find(head.get("kid"), head["alg"])
             if key is not None:
                 return key
         raise ValueError("there is no such key")
+
+    def _shared_claims(self, token: str) -> dict[str, Any]:
+        """By whichever secret it is signed with. Raises ValueError."""
+        for secret in self._secrets:
+            with contextlib.suppress(InvalidSignatureError):
+                return self._claims(token, secret, SHARED)
+        raise ValueError("there is no such secret")
 
     def _claims(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
         """Of a token that is valid. One that names an audience is not for us unless that is configured."""
@@ -114,6 +127,8 @@ def not_valid() -> Unauthenticated:
     )
 
 
-def mint_viewer_token(secret: str, user_id: int, ttl_s: int) -> str:
-    """A token with which `user_id` can view its runs for `ttl_s` seconds."""
-    return jwt.encode({"sub": str(user_id), "exp": int(time.time()) + ttl_s}, secret, SHARED)
+def mint_viewer_token(secrets: str, user_id: int, ttl_s: int) -> str:
+    """A token with which `user_id` can view its runs for `ttl_s` seconds. Of several secrets, separated by
+    blanks, the first one is used."""
+    claims = {"sub": str(user_id), "exp": int(time.time()) + ttl_s}
+    return jwt.encode(claims, secrets.split(maxsplit=1)[0], SHARED)

@@ -15,16 +15,16 @@ import math
 import re
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Annotated, NamedTuple
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from relay.auth.reread import Reread
 from relay.errors import Forbidden, Misconfigured, RelayError, Unauthenticated
-from relay.settings import Settings, mistakes
+from relay.settings import Settings, mistakes, several
 from relay.stream.entry import NewEvent
 from relay.stream.keys import RUN_ID
 
@@ -96,8 +96,8 @@ class Tokens:
         token = settings.webhook_token
         self._own = [(_digest(token.get_secret_value().encode()), FOR_EVER)] if token else []
         self._listed: list[tuple[bytes, Grant]] = []
-        self._run_secrets = _words(settings.run_token_secret)
-        self._signatures = [Webhook(secret) for secret in _words(settings.webhook_signing_secret)]
+        self._run_secrets = several(settings.run_token_secret)
+        self._signatures = [Webhook(secret) for secret in several(settings.webhook_signing_secret)]
         self._known: dict[bytes, Grant] = {}
         path = settings.webhook_tokens
         self.source = Reread("RELAY_WEBHOOK_TOKENS", str(path), self._take) if path else None
@@ -179,10 +179,6 @@ def mint_run_token(secrets: str, run_id: str) -> str:
     """A token that writes to one run. Of several secrets, separated by blanks, the first one is used."""
     mac = hmac.digest(secrets.split(maxsplit=1)[0].encode(), run_id.encode(), "sha256")
     return f"run.{run_id}.{urlsafe_b64encode(mac).rstrip(b'=').decode()}"
-
-
-def _words(secrets: SecretStr | None) -> Sequence[str]:
-    return secrets.get_secret_value().split() if secrets else ()
 
 
 def _digest(text: bytes) -> bytes:

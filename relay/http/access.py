@@ -56,8 +56,16 @@ class Access:
         known = run_id if _RUN_ID.fullmatch(run_id) else ""
         return await self._ownership().check(caller, conversation, known)
 
+    async def still(self, caller: Caller, conversation: int, run_id: str) -> None:
+        """Raises a RelayError where the caller, who was let in, may not see the run any more; a Refused says
+        that it is so, any other one that it could not be found out."""
+        await self._viewers.check_key(caller)
+        if caller.runs is None:  # or its token says it all
+            await self.run(caller, conversation, run_id)
+
     async def runs(self, caller: Caller, conversation: int) -> list[Run]:
         """All runs of a conversation, where the caller may see it. Raises a RelayError."""
+        await self._viewers.check_key(caller)
         return await self._ownership().runs(caller, conversation)
 
     async def ticket(self, scope: Scope) -> str:

@@ -3,7 +3,7 @@ middleware. What is not found here takes the ordinary way, with the same result.
 protocol class, which can do without a task for a request as well."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +24,8 @@ class Hook(Protocol):
 
 class FastLane:
     """In front of the framework: hands POSTs to `webhooks`, and GETs of what is below a run to `live`, or to
-    `plain` where they have no parameters."""
+    `plain` where they have no parameters. `crossing` wraps what pages of other origins may read: all but the
+    webhooks, and also the answer to what nobody foresaw."""
 
     def __init__(
         self,
@@ -32,11 +33,13 @@ class FastLane:
         webhooks: Mapping[str, Hook],
         live: Mapping[str, ASGIApp],
         plain: Mapping[str, ASGIApp],
+        crossing: Callable[[ASGIApp], ASGIApp],
     ) -> None:
-        self._app = app
+        self._app = crossing(app)
         self._webhooks = webhooks
-        self._live = live
-        self._plain = plain
+        self._live = {path: crossing(found) for path, found in live.items()}
+        self._plain = {path: crossing(found) for path, found in plain.items()}
+        self._crossing = crossing
         self.shortcuts: Mapping[bytes, Shortcut] = {
             path.encode(): webhook.shortcut for path, webhook in webhooks.items()
         }
@@ -58,7 +61,7 @@ class FastLane:
         except Exception as error:
             if begun:
                 raise  # the server logs it and ends the connection
-            await unexpected(scope["method"], error)(scope, receive, send)
+            await self._crossing(unexpected(scope["method"], error))(scope, receive, send)
 
     def _find(self, scope: Scope) -> ASGIApp | None:
         path = scope["path"]

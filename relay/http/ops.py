@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic_core import to_json
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from relay.headers import PRIVATE
 from relay.listener import Page, Pages, document
 
 T = TypeVar("T")
@@ -77,8 +78,7 @@ def router(health: Health) -> APIRouter:
 
     @routes.get("/livez", summary="The process answers")
     async def livez() -> Response:
-        status, said = await live()
-        return JSONResponse(said, status)
+        return _answer(document(*await live()))
 
     @routes.get(
         "/readyz",
@@ -87,8 +87,22 @@ def router(health: Health) -> APIRouter:
     )
     async def readyz() -> Response:
         """Redis decides, and whether this process hears of its news."""
-        status, said = await health.ready()
-        return JSONResponse(said, status)
+        return _answer(document(*await health.ready()))
+
+    return routes
+
+
+def documentation(app: FastAPI) -> APIRouter:
+    """`/openapi.json` and `/docs` among the public paths, for developers."""
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/openapi.json")
+    async def schema() -> Response:
+        return _answer(_schema(app))
+
+    @routes.get("/docs")
+    async def docs() -> Response:
+        return _answer(_docs(app))
 
     return routes
 
@@ -101,7 +115,7 @@ def pages(
         "/livez": _said(on_loop(loop, live, LIVE_S)),
         "/readyz": _said(on_loop(loop, health.ready, READY_S)),
         "/metrics": figures,
-        "/openapi.json": lambda: Page(200, "application/json", to_json(app.openapi())),
+        "/openapi.json": lambda: _schema(app),
         "/docs": lambda: _docs(app),
     }
 
@@ -132,6 +146,16 @@ def _said(ask: Callable[[], tuple[int, Mapping[str, Any]]]) -> Callable[[], Page
             return document(503, {"status": "the event loop does not get to it"})
 
     return page
+
+
+def _answer(page: Page) -> Response:
+    answer = Response(page.body, page.status, media_type=page.media_type)
+    answer.raw_headers.extend(PRIVATE)
+    return answer
+
+
+def _schema(app: FastAPI) -> Page:
+    return Page(200, "application/json", to_json(app.openapi()))
 
 
 def _docs(app: FastAPI) -> Page:

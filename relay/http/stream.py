@@ -7,6 +7,7 @@ from relay.auth import Run
 from relay.errors import Unavailable
 from relay.events.base import Message
 from relay.events.registry import REGISTRY
+from relay.http.recheck import reader
 from relay.http.viewing import LiveEndpoint, Shard, Viewing, asked_position, asks_to_resume
 from relay.http.wire import Wire
 from relay.hub import State, Viewer
@@ -28,7 +29,8 @@ class RunStream(LiveEndpoint):
         position = parse_position(asked) if asked else None
         framing = Framing.RESUMABLE if asked or asks_to_resume(scope) else Framing.PLAIN
         limit = self.settings.viewer_buffer_bytes
-        viewer = Viewer(wire, framing=framing, buffer_limit=limit, expires=caller.expires)
+        right = reader(caller, conversation)
+        viewer = Viewer(wire, framing=framing, buffer_limit=limit, expires=caller.expires, reader=right)
         shards = self.shards()
         shard = shards[shard_of_run(run_id, len(shards))]
         return RunViewing(viewer, wire, send, shard, self.settings, self.replay(), run_id, run, position)

@@ -34,9 +34,19 @@ CONNECT_S = 2.5
 RETRY_READ_S = 1.0
 """How long a connected viewer waits before it asks the stores again."""
 
-_EXPIRED = "The token that this stream was opened with has expired; connect again with a new one."
+_COMPLAINTS = {
+    Wake.EXPIRED: "The token that this stream was opened with has expired; connect again with a new one.",
+    Wake.FORBIDDEN: "This is not yours to see any more, or the key of your token was withdrawn; "
+    "connect again to hear which.",
+}
 
-CLOSED = {Wake.GONE: "gone", Wake.ENDED: "ended", Wake.EXPIRED: "expired", Wake.LEAVE: "drained"}
+CLOSED = {
+    Wake.GONE: "gone",
+    Wake.ENDED: "ended",
+    Wake.EXPIRED: "expired",
+    Wake.FORBIDDEN: "forbidden",
+    Wake.LEAVE: "drained",
+}
 """How a stream's end is counted."""
 
 _HEADERS = [
@@ -159,9 +169,9 @@ class Viewing(ABC):
             case Wake.ENDED:
                 await self.write(b"", last=True)
                 return False
-            case Wake.EXPIRED:
+            case Wake.EXPIRED | Wake.FORBIDDEN:
                 self.viewer.state = State.OVER  # nothing of the hub's after the last block
-                await self.write(complaint(_EXPIRED), last=True)
+                await self.write(complaint(_COMPLAINTS[why]), last=True)
                 return False
             case Wake.LEAVE:
                 await self.write(goodbye(_retry_ms()), last=True)

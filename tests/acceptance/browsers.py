@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_page(self) -> None:
         """Signs the user in, too: the page's own code never sees the token."""
-        body = PAGE.read_bytes()
+        body = self.server.html.encode()
         self.send_response(200)
         self.send_header("content-type", "text/html; charset=utf-8")
         self.send_header("content-length", str(len(body)))
@@ -128,6 +128,7 @@ class Site(ThreadingHTTPServer):
         address = urlsplit(relay.url)
         self.relay = (address.hostname, address.port)
         self.token = mint_viewer_token(SECRET, USER, 3600)
+        self.html = PAGE.read_text()
         self.reachable = threading.Event()
         self.reachable.set()
         self.requests: list[StreamRequest] = []

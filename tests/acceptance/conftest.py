@@ -52,6 +52,8 @@ def settings(tokens_file: Path, keys_file: Path) -> dict[str, str]:
     return {
         "RELAY_KEEP_ALIVE_S": "1",
         "RELAY_SLOW_VIEWER_S": "1",
+        "RELAY_ACCESS_CACHE_S": "1",
+        "RELAY_ACCESS_RECHECK_S": "1",
         "RELAY_WEBHOOK_TOKENS": str(tokens_file),
         "RELAY_WEBHOOK_SIGNING_SECRET": SIGNING,
         "RELAY_VIEWER_JWKS": str(keys_file),

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import time
@@ -20,6 +21,34 @@ from tests.waiting import wait_until
 
 CLOSED = 2
 """`EventSource.CLOSED`."""
+
+README = Path(__file__).parents[2] / "README.md"
+
+HOSTILE = (
+    '<img src=x onerror="ran = true">',
+    "<script>ran = true</script>",
+    "</script><script>ran = true</script>",
+    '"><svg onload="ran = true"></svg>',
+    '<a href="javascript:ran = true">javascript:ran = true</a>',
+    "&lt;b&gt;\u2028</progress>",
+)
+"""Texts that a page which takes them for HTML would run, or show as something else."""
+
+REPORTING = """
+<script>
+  let ran = false;
+  const shown = [];
+  const elements = () => document.querySelectorAll("*").length;
+  const before = elements();
+  const report = () => {
+    shown.push(document.getElementById("step").textContent);
+    const failure = ran ? "a script ran" : elements() !== before ? "an element came in" : null;
+    fetch("/report", { method: "POST", body: JSON.stringify({ failure, shown }) });
+  };
+  stream.addEventListener("message", () => setTimeout(report, 50));
+</script>
+"""
+"""What a test adds to the page of the README. The pause is for what an element that had got in would run."""
 
 MARGIN_S = 1.0
 """How much later than told a browser may be on a busy machine."""
@@ -159,3 +188,20 @@ def test_a_fetch_reader_sees_every_event_however_often_it_connects(
     assert view["lost"] >= 3
     assert set(view["openings"]) == {"initial"}
     assert {request.last_event_id for request in site.requests} == {None}
+
+
+def test_the_page_of_the_readme_shows_markup_as_text_and_runs_none(relay: Relay, site: Site) -> None:
+    """In one browser: what a text is to a page has nothing to do with streams."""
+    (sample,) = re.findall(r"^```html\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    run_id = new_run_id()
+    relay.claim(run_id)
+    sample_run = "/conversations/1/idea/research-run/run-1/events"
+    assert sample_run in sample
+    site.html = sample.replace(sample_run, _stream(relay, run_id)) + REPORTING
+
+    relay.progress(run_id, progress(step=HOSTILE[0]))
+    with browser("chromium", site.page("", "")):
+        for count, text in enumerate(HOSTILE, 1):
+            if count > 1:
+                relay.progress(run_id, progress(step=text))
+            assert site.shown(count)[-1] == text

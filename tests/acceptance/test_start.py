@@ -189,7 +189,8 @@ def test_a_short_or_sample_secret_is_refused(safe: pytest.MonkeyPatch, name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "before"), [("RELAY_RUN_TOKEN_SECRET", ""), ("RELAY_WEBHOOK_SIGNING_SECRET", "whsec_")]
+    ("name", "before"),
+    [("RELAY_RUN_TOKEN_SECRET", ""), ("RELAY_VIEWER_SECRET", ""), ("RELAY_WEBHOOK_SIGNING_SECRET", "whsec_")],
 )
 def test_each_of_several_secrets_is_looked_at(safe: pytest.MonkeyPatch, name: str, before: str) -> None:
     safe.setenv(name, f"{before}{SECRET} {before}{SECRET[::-1]}")

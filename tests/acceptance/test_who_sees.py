@@ -22,10 +22,14 @@ from tests.acceptance.raw import EVERYWHERE, PROBLEM
 from tests.acceptance.running import CLIENT, CONVERSATION, USER, Relay, viewer
 from tests.canaries import SECRET
 from tests.factories import new_run_id, progress
+from tests.sql import sql
 
 OTHER_USER, OTHER_CONVERSATION = 4343, 4300
 UNKNOWN_CONVERSATION = 987_655
 """Nobody makes a run of it known."""
+
+MOVING_CONVERSATION = 4302
+"""It becomes another user's."""
 
 SMALL_CONVERSATION = 4301
 """It has one run, so that a stream fits into what a connection holds for a client that does not read yet."""
@@ -256,6 +260,37 @@ def test_a_stream_ends_with_its_token_and_says_so(relay: Relay, plain: Relay) ->
             assert last["type"] == "error"
             assert "expired" in last["data"]
             assert get(url, headers=headers).status_code == 401
+
+
+def test_a_stream_ends_once_its_run_is_another_s_and_others_go_on(relay: Relay, plain: Relay) -> None:
+    """However the run changes hands: with its conversation, or by itself."""
+    moved, given, kept = new_run_id(), new_run_id(), new_run_id()
+    for run_id, conversation in ((moved, MOVING_CONVERSATION), (given, CONVERSATION), (kept, CONVERSATION)):
+        relay.claim(run_id, conversation)
+    with ExitStack() as stack:
+
+        def opened(service: Relay, conversation: int, run_id: str) -> tuple[str, Iterator[dict[str, Any]]]:
+            url = f"{service.url}/conversations/{conversation}/idea/research-run/{run_id}/events"
+            _, messages = stack.enter_context(stream(url, viewer()))
+            assert next(messages)["type"] == "initial"
+            return url, messages
+
+        lost = [opened(service, MOVING_CONVERSATION, moved) for service in (relay, plain)]
+        lost += [opened(service, CONVERSATION, given) for service in (relay, plain)]
+        others = [opened(service, CONVERSATION, kept) for service in (relay, plain)]
+        with sql(relay.database_url) as cursor:
+            cursor.execute(
+                "UPDATE conversations SET user_id = user_id + 1 WHERE id = %s", [MOVING_CONVERSATION]
+            )
+            runs = "UPDATE research_pipeline_runs SET conversation_id = %s WHERE run_id = %s"
+            cursor.execute(runs, [MOVING_CONVERSATION, given])
+        for url, messages in lost:
+            *_, last = messages
+            assert (last["type"], "not yours" in last["data"]) == ("error", True)
+            assert get(url, headers=viewer()).status_code in (403, 404)
+        relay.progress(kept, progress(5))
+        for _, messages in others:
+            assert next(messages)["data"]["details"] == {"number": 5}
 
 
 def test_a_token_that_names_runs_needs_no_owner_in_the_database(service: Relay) -> None:

@@ -1,14 +1,16 @@
 """The gate, with stores that only count."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from relay.auth import mint_viewer_token
+from relay.auth import Run, mint_viewer_token
 from relay.auth.viewers import Caller, Viewers
 from relay.errors import RateLimited, Unauthenticated
 from relay.http.access import TICKETS_PER_S, Access
 from relay.settings import Settings
+from tests.unit.test_viewers import EC, encode, published
 
 SECRET = "a-secret-of-at-least-32-bytes-for-hs256"
 
@@ -46,3 +48,33 @@ async def test_nobody_fills_the_store_with_tickets_or_keeps_others_from_them() -
     assert tickets.given == before + 1
     with pytest.raises(Unauthenticated):
         await access.ticket({"headers": [], "query_string": b"ticket=1"})
+
+
+class Owners:
+    """Everything is everybody's."""
+
+    async def check(self, caller: Caller, conversation: int, run_id: str) -> None:
+        return
+
+    async def runs(self, caller: Caller, conversation: int) -> list[Run]:
+        return []
+
+
+@pytest.mark.parametrize("runs", [None, ["run-1"]])
+async def test_an_open_stream_is_asked_about_the_key_of_its_token(tmp_path: Path, runs: Any) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(published("ec"))
+    settings, owners = Settings(viewer_jwks=str(keys)), cast("Any", Owners())
+    viewers = Viewers(settings)
+    access = Access(settings, viewers, lambda: owners, lambda: owners)
+    assert viewers.source
+    await viewers.source.open()
+    caller = await viewers.check(encode(EC, "ES256", runs=runs))
+    await access.still(caller, 1, "run-1")
+    await access.runs(caller, 1)
+    keys.write_text(published("rsa"))
+    await viewers.source.read()
+    with pytest.raises(Unauthenticated):
+        await access.still(caller, 1, "run-1")
+    with pytest.raises(Unauthenticated):
+        await access.runs(caller, 1)

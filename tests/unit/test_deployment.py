@@ -46,6 +46,7 @@ def test_the_services_are_these() -> None:
         "grants": "postgres",
         "relay": "rp-relay",
         "persister": "rp-relay",
+        "prune": "rp-relay",
     }
 
 
@@ -78,7 +79,8 @@ def test_what_is_mounted_is_in_the_repository_and_not_writable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "user"), {"migrate": "operator", "relay": "web", "persister": "persister"}.items()
+    ("name", "user"),
+    {"migrate": "operator", "prune": "operator", "relay": "web", "persister": "persister"}.items(),
 )
 def test_each_program_has_its_own_user_in_both_stores(name: str, user: str) -> None:
     for variable in ("REDIS_URL", "DATABASE_URL"):
@@ -118,6 +120,12 @@ def test_each_of_several_persisters_has_a_name_and_ports_of_its_own() -> None:
     assert PersisterSettings().persister_name == socket.gethostname()
 
 
+def test_nothing_is_deleted_unless_somebody_asks_for_it() -> None:
+    pruning = [name for name, service in SERVICES.items() if "prune" in str(service.get("command"))]
+    assert pruning == ["prune"]
+    assert SERVICES["prune"]["profiles"] == ["retention"]
+
+
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     used = re.findall(r"\$\{([A-Z_]+)([^}]*)\}", text)
@@ -128,8 +136,10 @@ def test_no_secret_has_a_default() -> None:
         "WEB_PASSWORD",
         "TELEMETRY_WEBHOOK_TOKEN",
         "RELAY_VIEWER_SECRET",
+        "RETENTION",
     }
-    assert all(default.startswith(":?") for _, default in used)
+    assert all(default.startswith(":?") for _, default in used if default != ":-365d")
+    assert SERVICES["prune"]["environment"]["RETENTION"] == "${RETENTION:-365d}"
 
 
 def test_redis_keeps_what_was_acknowledged() -> None:

@@ -111,6 +111,19 @@ async def test_any_other_token_speaks_for_nobody(token: str | None) -> None:
         await shared().check(token)
 
 
+async def test_a_new_and_an_old_secret_are_both_valid_until_the_old_one_is_dropped() -> None:
+    old, new = "an-old-secret-of-at-least-32-bytes-hs256", "a-new-secret-of-at-least-32-bytes-hs256"
+    both, later = (Viewers(Settings(viewer_secret=secrets)) for secrets in (f"{new} {old}", new))
+    made = mint_viewer_token(f"{new} {old}", 7, 60)
+    for viewers, token in ((both, encode(old)), (both, encode(new)), (both, made), (later, made)):
+        assert (await viewers.check(token)).user_id == 7
+    for viewers, token in ((later, encode(old)), (both, encode()), (both, encode(f"{new} {old}"))):
+        with pytest.raises(Unauthenticated):
+            await viewers.check(token)
+    with pytest.raises(Unauthenticated):
+        await both.check(encode(old, exp=int(time.time()) - 1))
+
+
 async def test_without_a_secret_and_without_keys_nobody_can_be_told_apart() -> None:
     with pytest.raises(Misconfigured, match="RELAY_VIEWER_SECRET"):
         await Viewers(Settings()).check(encode())
@@ -176,6 +189,28 @@ async def test_a_key_that_is_not_known_is_asked_for_at_once_and_then_not_for_a_w
     assert viewers._keys
     viewers._keys._asked -= ASK_AGAIN_S
     assert (await viewers.check(old)).user_id == 7
+
+
+async def test_who_was_let_in_by_a_key_that_is_withdrawn_is_let_in_no_more(path: Path) -> None:
+    viewers = await opened(path, viewer_secret=SECRET)
+    assert viewers.source
+    tokens = [encode(EC, "ES256"), encode(RSA, "RS256"), encode()]
+    withdrawn, renamed, shared_one = [await viewers.check(token) for token in tokens]
+    path.write_text(published("rsa").replace('"kid": "rsa"', '"kid": "the same, by another name"'))
+    await viewers.source.read()
+    with pytest.raises(Unauthenticated):
+        await viewers.check_key(withdrawn)
+    with pytest.raises(Unauthenticated):
+        await viewers.check(tokens[0])
+    for caller in (renamed, shared_one):
+        await viewers.check_key(caller)
+
+
+async def test_a_key_that_another_worker_knew_first_is_asked_for(path: Path) -> None:
+    first, second = await opened(path), await opened(path)
+    path.write_text(published("later"))
+    caller = await first.check(encode(LATER, "ES256", head={"kid": "later"}))
+    await second.check_key(caller)
 
 
 async def test_keys_that_were_never_there_are_the_server_s_fault_not_the_viewer_s() -> None:

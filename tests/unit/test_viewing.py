@@ -117,7 +117,14 @@ def ended(before: dict[str, int]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("why", "reason"), [(Wake.GONE, "gone"), (Wake.LEAVE, "drained"), (Wake.ENDED, "ended")]
+    ("why", "reason"),
+    [
+        (Wake.GONE, "gone"),
+        (Wake.LEAVE, "drained"),
+        (Wake.ENDED, "ended"),
+        (Wake.EXPIRED, "expired"),
+        (Wake.FORBIDDEN, "forbidden"),
+    ],
 )
 async def test_the_end_of_a_stream_is_counted_with_its_reason(why: Wake, reason: str) -> None:
     made, viewer, _ = viewing(Replay(NOTHING), position=5)
