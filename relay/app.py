@@ -194,6 +194,7 @@ def _framework(settings: Settings, lifespan: Any) -> FastAPI:
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.api_docs else None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
         generate_unique_id_function=document.operation_id,
         # Its own would export URLs with the tickets in them, and what exceptions say.
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
