@@ -1,6 +1,6 @@
 """What is answered at all: the methods and paths of whichever `relay` and `persister` are imported.
 
-Also a program, which prints that as JSON, so that another installation can be asked: it uses nothing of ours but the product.
+Also a program, which prints that as JSON: so other installations can be asked. It uses the product alone.
 """
 
 import asyncio

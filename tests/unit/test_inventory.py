@@ -13,7 +13,8 @@ def documented() -> dict[str, Inventory]:
     found: dict[str, Inventory] = {}
     who = ""
     section = PROTOCOL.read_text().partition("\n## Inventory\n")[2].partition("\n## ")[0]
-    for answered_by, methods, paths in re.findall(r"^\| *(.*?) *\| (`[A-Z`, ]+) \| (`.*) \|$", section, re.M):
+    rows = re.findall(r"^\| *(.*?) *\| (`[A-Z`, ]+) \| (`.*) \|$", section, re.MULTILINE)
+    for answered_by, methods, paths in rows:
         who = answered_by.split(", for ")[0] or who
         for method in re.findall(r"[A-Z]+", methods):
             found.setdefault(who, set()).update((method, path) for path in re.findall(r"`([^`]+)`", paths))
