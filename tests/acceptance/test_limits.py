@@ -30,6 +30,7 @@ from tests.waiting import wait_until
 QUOTA = 50
 EACH, ALL = 3, 5
 REPLAYED = 4
+PAGE = 1000
 PATH = f"{EVENTS}/paper-generation-progress"
 
 
@@ -148,6 +149,19 @@ def test_a_flood_of_reads_makes_no_key(limited: Relay, store: redis.Redis) -> No
             assert status("GET", f"/junk-{number}", mine) == 404
     assert store.dbsize() == keys
     assert psutil.Process(pid).memory_info().rss - memory < 30_000_000
+
+
+@pytest.mark.usefixtures("store")
+def test_a_page_of_history_has_so_many_events_and_no_more(limited: Relay) -> None:
+    run_id = new_run_id()
+    limited.claim(run_id)
+    item = {"run_id": run_id, "kind": "paper_generation_progress", "event": progress()}
+    assert limited.http.post(f"{EVENTS}/batch", json=[item] * PAGE).status_code == 204
+    limited.progress(run_id, progress())
+    whole = limited.archived(run_id, PAGE + 1)
+    page = limited.history(run_id, limit=PAGE)
+    assert (page.status_code, page.json()["events"]) == (200, whole[:PAGE])
+    assert limited.history(run_id, limit=PAGE + 1).status_code == 422
 
 
 def nobody_watches(relay: Relay) -> bool:
