@@ -16,7 +16,7 @@ SOAK ?= soak-results
 # What the product runs on, with what builds it; and what its development needs beside that.
 LOCKS := requirements.txt requirements-dev.txt
 
-.PHONY: demo test faults soak bench check audit lock sbom schemathesis install debian clean
+.PHONY: demo test faults floods soak bench check audit lock sbom schemathesis install debian clean
 
 demo: install
 	$(BIN)/relay demo
@@ -31,6 +31,10 @@ bench: install
 
 faults: install debian
 	FAULT_SEEDS=$(SEEDS) FAULT_RESULTS=$(RESULTS) $(BIN)/pytest tests/faults -s $(ARGS)
+
+# What the suite asks for a little of, in full: 100,000 reads, 10,000 runs, 500 slow senders for a minute.
+floods: install
+	FLOODS=1 $(BIN)/pytest tests/acceptance -m flood --override-ini timeout=0 -q -s $(ARGS)
 
 soak: install
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --viewers $(VIEWERS) --output $(SOAK)

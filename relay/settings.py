@@ -242,6 +242,12 @@ class Settings(StoreSettings):
     idempotency_hours: float = Field(
         24, gt=0, description="How long an Idempotency-Key is remembered: longer than any client retries."
     )
+    idempotency_keys: int = Field(
+        4_000_000,
+        gt=1,
+        description="Idempotency-Keys that a shard remembers at most: each takes 90 bytes of Redis, and "
+        "the newest half of so many is always remembered.",
+    )
     keep_alive_s: float = Field(
         15,
         gt=0,

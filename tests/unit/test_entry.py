@@ -27,7 +27,7 @@ from relay.stream.keys import EPOCH_MS, ShardKeys
 ID = f"{EPOCH_MS}-0".encode()
 TEXT = b'{"step":"paper_writeup","progress":0.5}'
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-CALL = AppendCall(ShardKeys(0), 1000, 20_000)
+CALL = AppendCall(ShardKeys(0), 1000, 20_000, 1000)
 
 names = st.from_regex(r"[A-Za-z0-9._:-]{1,30}", fullmatch=True)
 members = st.dictionaries(st.text(), st.none() | st.floats(allow_nan=False) | st.text(), min_size=1)
