@@ -23,10 +23,11 @@ from relay.embedded import program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
 from relay.stream import functions
+from relay.stream.entry import NewEvent
 from tests.acceptance.running import Relay, Viewer, a_persister, environment_with, web_worker
 from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
-from tests.factories import EXAMPLES, new_run_id, progress
+from tests.factories import EXAMPLES, entry, new_run_id, progress
 from tests.sql import sql
 from tests.unit.test_deployment import SERVICES
 from tests.waiting import wait_until
@@ -160,7 +161,8 @@ def test_under_these_users_the_product_does_all_that_it_does(deployment: Deploym
 
 def test_what_can_not_be_archived_is_buried_and_seen_by_the_operator(deployment: Deployment) -> None:
     with contextlib.closing(deployment.redis("web")) as client:
-        client.xadd("relay:{0}:log", {"r": "run-1", "k": "unheard_of", "e": '{"text":"x"}'})
+        unknown = NewEvent("run-1", "unheard_of", b'{"text":"x"}')
+        client.xadd("relay:{0}:log", entry(unknown))
     env = deployment.stores["operator"]
     wait_until(lambda: "unheard_of" in typed(persister_command, "dead-letters list", env), "the dead letter")
 
