@@ -1,5 +1,5 @@
 """`python -m benchmarks`: measures the relay against its peers and limits, prints the table, and keeps the
-figures as JSON. Ends with 1 where an event was lost, repeated or out of order, or a goal is not met."""
+figures as JSON. Ends with 1, and without a table, where an event was lost, repeated or out of order."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ def main() -> int:
         print(f"no result: {error}", file=sys.stderr)
         return 1
     print(render(rows))
-    print(*capacities, sep="\n")
+    print(*capacities, f"Python {platform.python_version()} ({platform.python_compiler()})", sep="\n")
     keep(options.json, rows, capacities)
     return 0
 

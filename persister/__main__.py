@@ -87,7 +87,7 @@ def run(name: str | None) -> None:
 
 def _end_if_stuck(loops: Sequence[Loop], limit_s: float) -> None:
     """Ends the process where a server took a batch and does not answer: nothing else gets a thread out of a
-    call into a driver. What it had at hand is not acknowledged, so nothing is lost."""
+    call into a driver. What it had at hand is not settled, so nothing is lost."""
     if any(loop.busy_s > limit_s for loop in loops):
         log.critical(
             "a batch has been stuck for more than %g s; the process ends, to be started again", limit_s

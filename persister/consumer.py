@@ -1,8 +1,9 @@
 """This persister's side of the consumer group: what to store next, and what is stored."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -12,28 +13,41 @@ from persister.settings import Settings
 from relay.errors import Unavailable
 from relay.link import Durability, command
 from relay.stream import functions
-from relay.stream.keys import GROUP, ShardKeys, ordinal_above
+from relay.stream.keys import GROUP, ShardKeys, StreamId, ordinal_above
 
 log = logging.getLogger(__name__)
 
 BLOCK_MS = 1_000
 """How long a read waits for news, and so how long a stop may take."""
 
+ATTEMPTS = 5
+"""How often a batch is read anew at once because a peer was faster."""
 
-Delivery = tuple[bytes, Sequence[bytes] | None]
-"""An entry as the group delivered it: stream id, and fields. No fields: it is gone from the log. (The driver
-gives lists of two; they are not all made anew to be tuples.)"""
+Delivery = tuple[bytes, Sequence[bytes]]
+"""An entry as the server gives it: stream id, and fields in order. (They come as lists of two, and are not
+all made anew to be tuples.)"""
 
 FIRST_COUNT = 1000
 GROWTH = 4
 """How many times as large as the last batch the next one may be, until it is known how large events are."""
 
 
-class Settlement(NamedTuple):
-    """What is stored: the ids of the entries, and the newest of each run, stored or about to be buried."""
+class Batch(NamedTuple):
+    """Entries that are this persister's to store, until they are settled: those after `position`, up to
+    `last`."""
 
-    stream_ids: Sequence[bytes]
+    position: bytes
+    last: bytes
+    deliveries: Sequence[Delivery]
+
+
+class Settlement(NamedTuple):
+    """What is dealt with: a batch, the newest entry of each run in it, whatever became of that, and what of
+    it could not be stored, as dead letters."""
+
+    batch: Batch
     newest: Mapping[str, str]
+    letters: Sequence[Sequence[str | bytes]] = ()
 
 
 class NotKept(Unavailable):
@@ -43,6 +57,10 @@ class NotKept(Unavailable):
 class Consumer:
     """One member of a shard's group. `highest` answers the highest id in the archive.
 
+    A batch is read as anybody may read the log, and is this persister's once the claim of it succeeds: then
+    the position of the group is behind it. Both go over one connection, and so to one server: another one,
+    that took over meanwhile, may have other entries there.
+
     Raises redis errors as they come: the loop starts anew on them.
     """
 
@@ -51,14 +69,12 @@ class Consumer:
     ) -> None:
         self._redis = client
         self._highest = highest
-        # Replies as the server sends them: the fields of an entry in order, not as a dictionary.
-        for name in ("XREADGROUP", "XAUTOCLAIM"):
-            client.set_response_callback(name, lambda reply, **_: reply)
         self._keys = ShardKeys(shard)
         self._settings = settings
         self._durability = Durability(settings.waitaof) if settings.waitaof else None
         self._backlog = True
-        self._claim_at = 0.0
+        self._take_over_at = 0.0
+        self._position: bytes | None = None
         self._count = min(FIRST_COUNT, settings.persister_batch)
         self.full = False
         """Whether the last batch of new entries was as large as was asked for, so that more is likely."""
@@ -66,176 +82,199 @@ class Consumer:
         """Entries that were gone from the log before they were archived."""
 
     def restart(self) -> None:
-        """After any error: what was delivered and not acknowledged comes first."""
+        """After any error: what was claimed and not settled comes first."""
         self._backlog = True
+        self._position = None
 
-    def claim(self) -> list[Delivery]:
-        """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news; an
-        empty batch says that there was none. Raises NotKept."""
-        return self._kept(self._next())
-
-    def _kept(self, batch: list[Delivery]) -> list[Delivery]:
-        """The batch, once it is where RELAY_WAITAOF wants it: the archive holds nothing that is lost with the
-        primary, since its sender would send it again.
-
-        WAITAOF waits for the last write of a connection, so one that changes nothing goes before it. It also
-        shows that this is the server that gave the batch out, and not one that took over without it.
-        """
-        durability, present = self._durability, [stream_id for stream_id, fields in batch if fields]
-        if durability is None or not present:
-            return batch
-        with self._redis.pipeline(transaction=False) as pipe:
-            name = self._settings.persister_name
-            pipe.xclaim(self._keys.log, GROUP, name, 0, [present[-1]], justid=True)
-            pipe.execute_command(*durability.words)  # type: ignore[no-untyped-call]
-            claimed, kept = pipe.execute(raise_on_error=False)
-        if claimed != present[-1:] or not durability.reached(kept):
-            raise NotKept
-        return batch
-
-    def _next(self) -> list[Delivery]:
-        if self._backlog:
-            while batch := self._read("0"):
-                if batch := self._without_erased(batch):
+    def claim(self) -> Batch | None:
+        """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news, and
+        answers None where there is none. Raises NotKept."""
+        with self._connection() as connection:
+            if self._backlog:
+                if batch := self._take_over(connection):
                     return batch
-            self._backlog = False
-        if time.monotonic() >= self._claim_at:
-            batch = self._take_over()
-            if batch:
-                return batch
-            self._claim_at = time.monotonic() + self._settings.persister_claim_s / 2
-        return self._read(">")
+                self._backlog = False
+            if time.monotonic() >= self._take_over_at:
+                if batch := self._take_over(connection, int(self._settings.persister_claim_s * 1000)):
+                    return batch
+                self._take_over_at = time.monotonic() + self._settings.persister_claim_s / 2
+            if self._position is None:
+                self._look(connection)
+            batch = self._claim_new(connection, BLOCK_MS)
+            if batch is None:
+                self._look(connection)
+            return batch
 
-    def claim_more(self, settlement: Settlement | None = None) -> list[Delivery]:
-        """New entries beside a batch that is under way, without waiting for any; none where it is time to
-        look for what comes before new ones. What is stored is acknowledged with it, in one round trip and
-        so with one sync to the server's disk. Raises NotKept."""
-        if self._backlog or time.monotonic() >= self._claim_at:
-            if settlement:
-                self.settle(settlement)
-            return []
-        if not settlement:
-            return self._kept(self._read(">", wait=False))
-        reading = command("XREADGROUP", *self._reading(">", wait=False))
-        *settled, claimed = self._exchange(*self._settling(settlement), reading)
-        if any(isinstance(answer, Exception) for answer in settled):
-            self._backlog = True  # what was claimed with it is delivered again
-            self.settle(settlement)
-            return []
-        return self._kept(self._claimed(claimed))
+    def claim_more(self, settlement: Settlement | None = None) -> Batch | None:
+        """New entries beside a batch that is under way, without waiting for any; None also where it is time
+        to look for what comes before new ones. What is dealt with is settled first. Raises NotKept."""
+        with self._connection() as connection:
+            if self._backlog or time.monotonic() >= self._take_over_at:
+                if settlement:
+                    self._settle(connection, settlement)
+                return None
+            return self._claim_new(connection, None, settlement)
 
     def settle(self, settlement: Settlement) -> None:
-        """Acknowledges what is stored."""
-        self._call(*self._settling(settlement))
+        """Ends the claim of what is dealt with."""
+        with self._connection() as connection:
+            self._settle(connection, settlement)
 
-    def _settling(self, settlement: Settlement) -> list[bytes]:
-        """The commands, as they go over the wire: the driver would look at each of thousands of ids.
+    def _settle(self, connection: Any, settlement: Settlement) -> None:
+        self._call(connection, *self._settling(settlement))
 
-        Most entries are acknowledged by a plain command, at half of what the function takes for each. The
-        newest one of each run is left to the function, or is buried after it, since nobody else gives the run
-        log its expiry: where the connection ends in between, these come again, and with them the function.
-        """
-        stream_ids, newest = settlement
-        tips = {tip.encode() for tip in newest.values()}
-        plain = [id for id in stream_ids if id not in tips]
-        words: list[Any] = [1 + len(newest), self._keys.log, *map(self._keys.run, newest), GROUP]
-        words += [int(self._settings.run_log_ttl_s * 1000), self._settings.run_log_entries]
-        words += [*newest.values(), *(id for id in stream_ids if id in tips)]
-        function = command("FCALL", functions.SETTLE, *words)
-        return [command("XACK", self._keys.log, GROUP, *plain), function] if plain else [function]
+    def _claim_new(
+        self, connection: Any, block_ms: int | None, settlement: Settlement | None = None
+    ) -> Batch | None:
+        """Reads a batch, and claims it; reads another one where a peer was faster."""
+        for _ in range(ATTEMPTS):
+            erased, deliveries = self._read(connection, block_ms, settlement)
+            settlement = None
+            if not deliveries:
+                self.full = False
+                return None
+            self.full = len(deliveries) >= self._count
+            self._resize(deliveries)
+            batch = Batch(self._position or b"0-0", deliveries[-1][0], deliveries)
+            if self._claimed(connection, batch, erased):
+                self._position = batch.last
+                return batch
+        return None
 
-    def _exchange(self, *commands: bytes) -> list[Any]:
-        """The answers, refusals among them, to commands that are packed already."""
-        pool = self._redis.connection_pool
-        connection: Any = pool.get_connection()
+    def _read(
+        self, connection: Any, block_ms: int | None, settlement: Settlement | None
+    ) -> tuple[int, list[Delivery]]:
+        """How much was erased, and then what follows the position. What is dealt with is settled in the same
+        round trip."""
+        reading = [command("SCARD", self._keys.erased), command("XREAD", *self._reading(block_ms))]
+        settling = self._settling(settlement) if settlement else []
+        *settled, erased, read = self._exchange(connection, *settling, *reading)
+        if settlement and any(isinstance(answer, Exception) for answer in settled):
+            self._settle(connection, settlement)
+        for answer in (erased, read):
+            if isinstance(answer, Exception):
+                raise answer
+        return erased, read[0][1] if read else []
+
+    def _reading(self, block_ms: int | None) -> list[str | bytes | int]:
+        block: list[str | bytes | int] = [] if block_ms is None else ["BLOCK", block_ms]
+        return ["COUNT", self._count, *block, "STREAMS", self._keys.log, self._position or b"0-0"]
+
+    def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
+        """Whether the batch is ours. Else the position is that of the group by now."""
+        words = self._claiming(batch.position, erased, batch.last, len(batch.deliveries))
+        self._position, claimed = self._kept(connection, *words)
+        return bool(claimed)
+
+    def _claiming(self, position: bytes, erased: int, last: bytes, count: int) -> list[str | bytes | int]:
+        keys = [self._keys.log, self._keys.claims, self._keys.erased]
+        who = self._settings.persister_name
+        return ["FCALL", functions.CLAIM, len(keys), *keys, GROUP, who, position, erased, last, count]
+
+    def _look(self, connection: Any) -> None:
+        """Finds the position of the group. Where the log is new, or lost, it is made."""
         try:
-            connection.send_packed_command([b"".join(commands)])
-            return [_answer(connection) for _ in commands]
-        finally:
-            pool.release(connection)
-
-    def bury(self, delivery: Delivery, reason: str) -> None:
-        """Moves an entry that can not be stored to the dead letters."""
-        stream_id, fields = delivery
-        letter: list[str | bytes] = [GROUP, stream_id, "id", stream_id, "reason", reason, *(fields or ())]
-        self._call(command("FCALL", functions.BURY, 2, self._keys.log, self._keys.dead_letters, *letter))
-
-    def _read(self, start: str, *, wait: bool = True) -> list[Delivery]:
-        try:
-            return self._claimed(self._command("XREADGROUP", *self._reading(start, wait=wait)))
-        except redis.exceptions.ResponseError as error:
-            return self._claimed(error)
-
-    def _reading(self, start: str, *, wait: bool) -> list[Any]:
-        block = ["BLOCK", BLOCK_MS] if wait else []
-        name = self._settings.persister_name
-        return ["GROUP", GROUP, name, "COUNT", self._count, *block, "STREAMS", self._keys.log, start]
-
-    def _claimed(self, reply: Any) -> list[Delivery]:
-        """The entries in an answer to XREADGROUP."""
-        if isinstance(reply, redis.exceptions.ResponseError) and "NOGROUP" in str(reply):
-            # The log is new, or lost: from its beginning on, since what is archived already is left out.
-            # And above all ids in the archive, since they never come again.
-            floor = ordinal_above(self._highest())
-            self._call(command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
-            return []
-        if isinstance(reply, Exception):
-            raise reply
-        batch: list[Delivery] = reply[0][1] if reply else []
-        self.full = len(batch) >= self._count
-        self._resize(batch)
-        return batch
-
-    def _resize(self, batch: Sequence[Delivery]) -> None:
-        """The next batch may have as many entries as fit into its bytes, if they are as large as these."""
-        if batch:
-            size = sum([len(fields[-1]) for _, fields in batch if fields])
-            fit = self._settings.persister_batch_bytes * len(batch) // max(size, 1)
-            self._count = max(1, min(self._settings.persister_batch, fit, GROWTH * self._count))
-
-    def _take_over(self) -> list[Delivery]:
-        """Entries that a peer was given and did not acknowledge for long."""
-        idle_ms = int(self._settings.persister_claim_s * 1000)
-        arguments = [self._keys.log, GROUP, self._settings.persister_name, idle_ms, "0-0"]
-        try:
-            reply = self._command("XAUTOCLAIM", *arguments, "COUNT", self._count)
+            ((self._position, _),) = self._call(connection, command(*self._claiming(b"", 0, b"", 0)))
         except redis.exceptions.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            return []
-        if lost := len(reply[2]) - len(self._erased(reply[2])):
+            # From its beginning on, since what is archived already is left out. And above all ids in the
+            # archive, since they never come again.
+            floor = ordinal_above(self._highest())
+            self._call(connection, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
+            self._position = b"0-0"
+
+    def _take_over(self, connection: Any, idle_ms: int | None = None) -> Batch | None:
+        """What was claimed and not settled: by this persister, or by whom that long ago."""
+        who = self._settings.persister_name
+        words: list[str | bytes | int] = ["FCALL", functions.TAKE_OVER, 1, self._keys.claims, who]
+        if idle_ms is not None:
+            words.append(idle_ms)
+        while its := self._kept(connection, *words):
+            position, last, count = its
+            (deliveries,) = self._call(connection, command("XRANGE", self._keys.log, b"(" + position, last))
+            self._report_lost(position, last, count - len(deliveries))
+            batch = Batch(position, last, deliveries)
+            if deliveries:
+                return batch
+            self._settle(connection, Settlement(batch, {}))
+        return None
+
+    def _report_lost(self, position: bytes, last: bytes, missing: int) -> None:
+        """Counts what is not in the log any more, but for what somebody asked to be erased."""
+        if missing <= 0:
+            return
+        first, end = StreamId.parse(position), StreamId.parse(last)
+        erased: Any = self._redis.smembers(self._keys.erased)
+        lost = missing - sum(first < StreamId.parse(stream_id) <= end for stream_id in erased)
+        if lost > 0:
             self.lost += lost
             log.error("%d entries were gone from the log before they were archived", lost)
-        batch: list[Delivery] = reply[1]
-        return batch
 
-    def _without_erased(self, batch: list[Delivery]) -> list[Delivery]:
-        """The batch without what was erased, which is acknowledged: it is gone because somebody asked."""
-        erased = self._erased([stream_id for stream_id, fields in batch if not fields])
-        if erased:
-            self._command("XACK", self._keys.log, GROUP, *erased)
-        return [delivery for delivery in batch if delivery[0] not in erased]
+    def _resize(self, deliveries: Sequence[Delivery]) -> None:
+        """The next batch may have as many entries as fit into its bytes, if they are as large as these."""
+        size = sum([len(fields[-1]) for _, fields in deliveries])
+        fit = self._settings.persister_batch_bytes * len(deliveries) // max(size, 1)
+        self._count = max(1, min(self._settings.persister_batch, fit, GROWTH * self._count))
 
-    def _erased(self, gone: Sequence[bytes]) -> set[bytes]:
-        """Which of these, that are gone from the log, were erased."""
-        if not gone:
-            return set()
-        known = self._command("SMISMEMBER", self._keys.erased, *gone)
-        return {stream_id for stream_id, is_known in zip(gone, known, strict=True) if is_known}
+    def _kept(self, connection: Any, *words: str | bytes | int) -> Any:
+        """The answer of a function that gives out a batch, once the batch is where RELAY_WAITAOF wants it:
+        the archive holds nothing that is lost with the primary, since its sender would send it again.
 
-    def _command(self, *words: Any) -> Any:
-        return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]
+        WAITAOF waits for the last write of a connection, here that of the claim. So it also shows that this
+        is the server that gave the batch out, and not one that took over without it.
+        """
+        durability = self._durability
+        if durability is None:
+            return self._call(connection, command(*words))[0]
+        answer, kept = self._call(connection, command(*words), command(*durability.words))
+        given_out = answer and answer[-1]
+        if given_out and not durability.reached(kept):
+            raise NotKept
+        return answer
 
-    def _call(self, *commands: bytes) -> None:
+    def _settling(self, settlement: Settlement) -> list[bytes]:
+        """The command, as it goes over the wire."""
+        batch, newest, letters = settlement
+        settings = self._settings
+        keys = [self._keys.claims, self._keys.dead_letters, *map(self._keys.run, newest)]
+        words: list[str | bytes | int] = [
+            batch.position,
+            batch.last,
+            int(settings.run_log_ttl_s * 1000),
+            settings.run_log_entries,
+        ]
+        words += newest.values()
+        for letter in letters:
+            words += [len(letter), *letter]
+        return [command("FCALL", functions.SETTLE, len(keys), *keys, *words)]
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Any]:
+        pool = self._redis.connection_pool
+        connection = pool.get_connection()
+        try:
+            yield connection
+        finally:
+            pool.release(connection)
+
+    def _exchange(self, connection: Any, *commands: bytes) -> list[Any]:
+        """The answers, refusals among them, to commands that are packed already: the driver would look at
+        each of their words."""
+        connection.send_packed_command([b"".join(commands)])
+        return [_answer(connection) for _ in commands]
+
+    def _call(self, connection: Any, *commands: bytes) -> list[Any]:
         """Sends commands, server-side functions among them. Where the library is missing it is loaded first,
         and all are repeated."""
-        answers = self._exchange(*commands)
+        answers = self._exchange(connection, *commands)
         if any(isinstance(answer, Exception) and functions.MISSING in str(answer) for answer in answers):
-            self._redis.function_load(functions.LIBRARY, replace=True)
-            answers = self._exchange(*commands)
+            loading = command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
+            _, *answers = self._exchange(connection, loading, *commands)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
+        return answers
 
 
 def _answer(connection: Any) -> Any:

@@ -1,6 +1,6 @@
-"""The drain, in the one order that loses nothing: claim, decode, insert and commit, acknowledge.
+"""The drain, in the one order that loses nothing: claim, decode, insert and commit, settle.
 
-While a full batch is being inserted, the one before is acknowledged, the next one made ready, and one more
+While a full batch is being inserted, the one before is settled, the next one made ready, and one more
 claimed: PostgreSQL, Redis and this process then work at the same time.
 """
 
@@ -17,7 +17,7 @@ import redis
 import redis.exceptions
 
 from persister import copy
-from persister.consumer import Consumer, Delivery, NotKept, Settlement
+from persister.consumer import Batch, Consumer, Delivery, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 BACKOFF_S = (0.1, 5.0)
 
 
-class Batch(NamedTuple):
-    """What was claimed together. `malformed` are those that can not be stored, with the reason; `newest` has
-    the stream id of the last entry of each run, whatever becomes of it."""
+class Prepared(NamedTuple):
+    """A batch, made ready to be stored. `malformed` are those that can not be stored, with the reason;
+    `newest` has the stream id of the last entry of each run, whatever becomes of it."""
 
-    deliveries: Sequence[Delivery]
+    batch: Batch
     entries: Sequence[Entry]
     malformed: Sequence[tuple[Delivery, str]]
     rows: copy.Rows | None
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 class Stored(NamedTuple):
     """A batch whose transaction has ended, and when. `rejected` is what of it could not be stored."""
 
-    batch: Batch
+    prepared: Prepared
     rejected: Sequence[Rejected]
     took_s: float
     ended_ns: int
@@ -77,8 +77,8 @@ class Loop:
         self._retention = timedelta(seconds=settings.log_retention_s)
         self._trim_at = 0.0
         self._stopped = threading.Event()
-        self._ahead: Sequence[Delivery] = ()
-        self._next: Batch | None = None
+        self._ahead: Batch | None = None
+        self._next: Prepared | None = None
         self._stored: Stored | None = None
         self._began: float | None = None
         self.figures = Figures()
@@ -98,11 +98,11 @@ class Loop:
         return self._inserter.submit(self._store.highest).result()
 
     def stop(self) -> None:
-        """Lets the batch at hand finish: committed and acknowledged, or neither."""
+        """Lets the batch at hand finish: committed and settled, or neither."""
         self._stopped.set()
 
     def run(self) -> None:
-        """The outer loop: whatever is away is waited for, with nothing acknowledged meanwhile."""
+        """The outer loop: whatever is away is waited for, with nothing settled meanwhile."""
         delay = BACKOFF_S[0]
         while self._next or self._ahead or not self._stopped.is_set():
             try:
@@ -112,8 +112,7 @@ class Loop:
             except (redis.exceptions.RedisError, OSError, Unavailable) as error:
                 log.warning("shard %d: %s; trying again", self._shard, _reason(error))
                 self.figures.failed(_cause(error), _reason(error))
-                self._next = self._stored = None
-                self._ahead = ()
+                self._ahead = self._next = self._stored = None
                 self._consumer.restart()
                 self._stopped.wait(delay * random.uniform(0.5, 1))  # noqa: S311
                 delay = min(2 * delay, BACKOFF_S[1])
@@ -122,10 +121,10 @@ class Loop:
         self._store.close()
 
     def step(self) -> int:
-        """One batch; answers how many entries it had.
+        """One batch; answers how many entries it had, none where there was no news.
 
-        While it is inserted, the one before is acknowledged, the one behind it made ready, and one more
-        claimed. Where there is none behind it, it is acknowledged at once.
+        While it is inserted, the one before is settled, the one behind it made ready, and one more claimed.
+        Where there is none behind it, it is settled at once.
         """
         self._began = time.monotonic()
         try:
@@ -134,28 +133,29 @@ class Loop:
             self._began = None
 
     def _step(self) -> int:
-        batch = self._take_next()
-        inserting = self._inserter.submit(self._insert, batch)
-        try:
-            self._look_ahead()
-        finally:
-            self._stored = inserting.result()
-        if not self._next and (settlement := self._settlement()):
-            self._consumer.settle(settlement)
+        prepared = self._take_next()
+        if prepared:
+            inserting = self._inserter.submit(self._insert, prepared)
+            try:
+                self._look_ahead()
+            finally:
+                self._stored = inserting.result()
+            if not self._next and (settlement := self._settlement()):
+                self._consumer.settle(settlement)
         self._trim()
-        return len(batch.deliveries)
+        return len(prepared.batch.deliveries) if prepared else 0
 
-    def _insert(self, batch: Batch) -> Stored:
+    def _insert(self, prepared: Prepared) -> Stored:
         """Stores a batch. On the archive's own thread."""
         began = time.monotonic()
-        rejected = self._store.insert(batch.entries, batch.rows)
+        rejected = self._store.insert(prepared.entries, prepared.rows)
         took_s = time.monotonic() - began
-        if batch.entries:
-            self.figures.stored(len(batch.entries) - len(rejected), took_s)
-        return Stored(batch, rejected, took_s, time.time_ns())
+        if prepared.entries:
+            self.figures.stored(len(prepared.entries) - len(rejected), took_s)
+        return Stored(prepared, rejected, took_s, time.time_ns())
 
     def _look_ahead(self) -> None:
-        """Acknowledges the batch before, and claims and makes ready those behind it."""
+        """Settles the batch before, and claims and makes ready those behind it."""
         settlement = self._settlement()
         while self._consumer.full and not self._stopped.is_set():
             claiming = self._turner.submit(self._consumer.claim_more, settlement)
@@ -170,44 +170,43 @@ class Loop:
             self._consumer.settle(settlement)
         self._next = self._next or self._take_ahead()
 
-    def _take_next(self) -> Batch:
-        batch, self._next = self._next or self._take_ahead(), None
-        return batch or self._ready(self._consumer.claim())
+    def _take_next(self) -> Prepared | None:
+        prepared, self._next = self._next or self._take_ahead(), None
+        if prepared:
+            return prepared
+        batch = self._consumer.claim()
+        return self._ready(batch) if batch else None
 
-    def _take_ahead(self) -> Batch | None:
+    def _take_ahead(self) -> Prepared | None:
         """What was claimed ahead, made ready."""
-        ahead, self._ahead = self._ahead, ()
+        ahead, self._ahead = self._ahead, None
         return self._ready(ahead) if ahead else None
 
     def _settlement(self) -> Settlement | None:
-        """What is stored, now that it is, to be acknowledged with the next claim.
-
-        Where something could not be stored, the rest is acknowledged at once, and only then the dead letters
-        are buried: a run log that ends with one has its expiry by then, or its end comes again.
-        """
+        """Of what is stored, now that it is. What could not be stored goes to the dead letters with it."""
         if self._stored is None:
             return None
         ended, self._stored = self._stored, None
         if self._spans:  # while PostgreSQL has the next batch already, where there is one
             self._spans.archived(_outcomes(ended), ended.took_s, ended.ended_ns)
-        batch = ended.batch
-        bad = ended.refused | {delivery[0]: reason for delivery, reason in batch.malformed}
-        stored = [delivery[0] for delivery in batch.deliveries if delivery[0] not in bad]
-        settlement = Settlement(stored, batch.newest) if stored or batch.newest else None
-        if not bad:
-            return settlement
-        if settlement:
-            self._consumer.settle(settlement)
-        for delivery in batch.deliveries:
-            if delivery[0] in bad:
-                self._bury(delivery, bad[delivery[0]])
-        return None
+        prepared = ended.prepared
+        bad = ended.refused | {delivery[0]: reason for delivery, reason in prepared.malformed}
+        deliveries = prepared.batch.deliveries if bad else ()
+        letters = [self._letter(one, bad[one[0]]) for one in deliveries if one[0] in bad]
+        return Settlement(prepared.batch, prepared.newest, letters)
 
-    def _ready(self, deliveries: Sequence[Delivery]) -> Batch:
+    def _letter(self, delivery: Delivery, reason: str) -> list[str | bytes]:
+        """An entry that can not be stored, as a dead letter."""
+        stream_id, fields = delivery
+        log.error("entry %s goes to the dead letters: %s", stream_id.decode(), reason)
+        self.figures.dead_letters += 1
+        return ["id", stream_id, "reason", reason, *fields]
+
+    def _ready(self, batch: Batch) -> Prepared:
         """A batch, decoded and made ready to be stored."""
         decoded: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
-        for delivery in deliveries:
+        for delivery in batch.deliveries:
             try:
                 entry = decode(*delivery, self._shard)
             except MalformedEntry as error:
@@ -217,12 +216,7 @@ class Loop:
             if entry.kind not in REGISTRY:
                 malformed.append((delivery, "its kind is not known to this version"))
         entries = [entry for entry in decoded if entry.kind in REGISTRY] if malformed else decoded
-        return Batch(deliveries, entries, malformed, copy.rows(entries), _newest_of_runs(decoded))
-
-    def _bury(self, delivery: Delivery, reason: str) -> None:
-        log.error("entry %s goes to the dead letters: %s", delivery[0].decode(), reason)
-        self._consumer.bury(delivery, reason)
-        self.figures.dead_letters += 1
+        return Prepared(batch, entries, malformed, copy.rows(entries), _newest_of_runs(decoded))
 
     def _trim(self) -> None:
         if time.monotonic() >= self._trim_at:
@@ -232,10 +226,10 @@ class Loop:
 
 def _outcomes(stored: Stored) -> Iterator[tuple[Sequence[bytes], bool]]:
     """The fields of the entries of a batch, and whether they were stored; not of those that are no events."""
-    malformed = {delivery[0] for delivery, _ in stored.batch.malformed}
+    malformed = {delivery[0] for delivery, _ in stored.prepared.malformed}
     refused = stored.refused
-    for id, fields in stored.batch.deliveries:
-        if fields and id not in malformed:
+    for id, fields in stored.prepared.batch.deliveries:
+        if id not in malformed:
             yield fields, id not in refused
 
 

@@ -5,33 +5,28 @@ from typing import Any
 
 import redis
 
-from relay.stream.group import last_delivered
-from relay.stream.keys import GROUP, ShardKeys, StreamId
+from relay.stream.group import claims, last_delivered
+from relay.stream.keys import ShardKeys, StreamId
 
 INTERVAL = timedelta(seconds=5)
 
 
-def limit(oldest_pending: StreamId | None, last_delivered: StreamId, retained_from: StreamId) -> StreamId:
-    """The first entry that has to stay: the oldest one not acknowledged, or the oldest one in the retention
-    window, whichever is older."""
-    first_unarchived = oldest_pending or StreamId(last_delivered.ms, last_delivered.sequence + 1)
-    return min(first_unarchived, retained_from)
+def limit(archived: StreamId, retained_from: StreamId) -> StreamId:
+    """The first entry that has to stay: the first one that is not archived, or the oldest one in the
+    retention window, whichever is older. `archived`: up to where everything is."""
+    return min(StreamId(archived.ms, archived.sequence + 1), retained_from)
 
 
 def trim(client: redis.Redis, shard: int, retention: timedelta) -> int:
     """Removes archived entries that are older than `retention`; answers how many: none where no persister has
     come to the log yet. The window is by the server's clock, which also gave the entries their ids."""
-    log = ShardKeys(shard).log
-    # In this order: what is delivered in between is then above the limit, not pending unseen below it.
-    delivered = last_delivered(client, log)
+    keys = ShardKeys(shard)
+    # In this order: what is claimed in between is then above the limit, not unseen below it.
+    delivered = last_delivered(client, keys.log)
     if delivered is None:
         return 0
-    pending: Any = client.xpending(log, GROUP)
+    archived = min([delivered, *(claim.position for claim in claims(client, keys))])
     now: Any = client.time()
-    stays = limit(
-        StreamId.parse(pending["min"]) if pending["min"] else None,
-        delivered,
-        StreamId(int((now[0] - retention.total_seconds()) * 1000), 0),
-    )
-    removed: Any = client.xtrim(log, minid=str(stays), approximate=True)
+    retained_from = StreamId(int((now[0] - retention.total_seconds()) * 1000), 0)
+    removed: Any = client.xtrim(keys.log, minid=str(limit(archived, retained_from)), approximate=True)
     return int(removed)

@@ -113,7 +113,7 @@ def _asking(url: str) -> redis.Redis:
 
 
 def persister_redis(url: str, shard: int = 0) -> redis.Redis:
-    """For a persister: no retry, since a repeated XREADGROUP would lose sight of the first one's entries."""
+    """For a persister: no retry, since a repeated claim would look as if a peer had been faster."""
     place = where(url, shard)
     client = redis.Redis.from_url(
         place.url if place else url,

@@ -15,8 +15,8 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
-from relay.stream.group import last_delivered
-from relay.stream.keys import GROUP, ShardKeys, StreamId
+from relay.stream.group import claims, last_delivered
+from relay.stream.keys import ShardKeys, StreamId
 
 PAGE = 200
 """Entries in one read: an event may have 256 kB."""
@@ -65,10 +65,7 @@ def erase(
         removed = _remove(client, keys.log, run_id, keys.erased)
         client.delete(keys.run(run_id))
         client.zrem(keys.runs, keys.run(run_id))
-        _wait_for_persisters(client, keys.log, waiting, held_s, patience_s)
-        # Nobody holds them any more. Those that were with a persister that died are not to be asked for.
-        for start in range(0, len(removed), PAGE):
-            client.xack(keys.log, GROUP, *removed[start : start + PAGE])
+        _wait_for_persisters(client, keys, waiting, held_s, patience_s)
         entries += len(removed)
     rows = _remove_rows(connect, run_id)
     letters = sum(len(_remove(client, keys.dead_letters, run_id)) for client, keys in everywhere)
@@ -102,13 +99,13 @@ def _pages(client: redis.Redis, stream: str) -> Iterator[list[tuple[bytes, dict[
 
 
 def _wait_for_persisters(
-    client: redis.Redis, log: str, waiting: Callable[[], None], held_s: float, patience_s: float
+    client: redis.Redis, keys: ShardKeys, waiting: Callable[[], None], held_s: float, patience_s: float
 ) -> None:
     """Until nothing that was delivered up to now is in a persister's hands. Raises StillHeld."""
-    last = last_delivered(client, log)
+    last = last_delivered(client, keys.log)
     deadline = time.monotonic() + patience_s
     told = False
-    while last and _held(client, log, last, held_s):
+    while last and _held(client, keys, last, held_s):
         if time.monotonic() > deadline:
             raise StillHeld
         if not told:
@@ -117,10 +114,11 @@ def _wait_for_persisters(
         time.sleep(POLL_S)
 
 
-def _held(client: redis.Redis, log: str, last: StreamId, held_s: float) -> bool:
+def _held(client: redis.Redis, keys: ShardKeys, last: StreamId, held_s: float) -> bool:
     """Whether one of the entries up to `last` is with a persister that may still be at work on it."""
-    pending: Any = client.xpending_range(log, GROUP, "-", str(last), 100_000)
-    return any(entry["time_since_delivered"] < held_s * 1000 for entry in pending)
+    seconds, micros = client.time()
+    since_ms = seconds * 1000 + micros // 1000 - held_s * 1000
+    return any(claim.position < last and claim.since_ms > since_ms for claim in claims(client, keys))
 
 
 def _remove_rows(connect: Callable[[], Connection], run_id: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import redis.exceptions
 
 from relay.link import SharedLink
+from relay.stream.group import parsed
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 
@@ -21,7 +22,7 @@ class Lag(NamedTuple):
     newest_age_s: float
     """Since the newest event; 0 where there is none."""
     pending: int
-    """With a persister, and not archived yet."""
+    """With a persister, and not settled yet."""
     waiting: int | None
     """With no persister yet; None where the server does not know."""
     oldest_age_s: float
@@ -34,17 +35,20 @@ async def look(link: SharedLink, shard: int) -> Lag | None:
     try:
         return await _look(link, ShardKeys(shard))
     except redis.exceptions.ResponseError as error:
-        if "no such key" in str(error) or "NOGROUP" in str(error):
+        if "no such key" in str(error):
             return None
         raise
 
 
-async def _look(link: SharedLink, keys: ShardKeys) -> Lag:
+async def _look(link: SharedLink, keys: ShardKeys) -> Lag | None:
     info = _pairs(await link.ask("XINFO", "STREAM", keys.log))
-    pending = await link.ask("XPENDING", keys.log, GROUP)
     groups = [_pairs(group) for group in await link.ask("XINFO", "GROUPS", keys.log)]
-    (group,) = [group for group in groups if group[b"name"] == GROUP.encode()]
-    oldest = await _oldest(link, keys, pending, group[b"last-delivered-id"])
+    group = next((group for group in groups if group[b"name"] == GROUP.encode()), None)
+    if group is None:
+        return None
+    claims = parsed(_pairs(await link.ask("HGETALL", keys.claims)))
+    archived = min([StreamId.parse(group[b"last-delivered-id"]), *(claim.position for claim in claims)])
+    oldest = await link.ask("XRANGE", keys.log, f"({archived}", "+", "COUNT", 1)
     seconds, micros = await link.ask("TIME")
     now_ms = int(seconds) * 1000 + int(micros) // 1000
     top = StreamId.parse(info[b"last-generated-id"])
@@ -52,19 +56,11 @@ async def _look(link: SharedLink, keys: ShardKeys) -> Lag:
         entries=info[b"length"],
         top=top,
         newest_age_s=_age_s(top, now_ms) if info[b"length"] else 0.0,
-        pending=pending[0],
+        pending=sum(claim.entries for claim in claims),
         waiting=group.get(b"lag"),
-        oldest_age_s=_age_s(oldest, now_ms) if oldest else 0.0,
+        oldest_age_s=_age_s(StreamId.parse(oldest[0][0]), now_ms) if oldest else 0.0,
         dead_letters=await link.ask("XLEN", keys.dead_letters),
     )
-
-
-async def _oldest(link: SharedLink, keys: ShardKeys, pending: Any, delivered: bytes) -> StreamId | None:
-    """The oldest entry that is not archived: with a persister, or else with nobody yet."""
-    if pending[0]:
-        return StreamId.parse(pending[1])
-    waiting = await link.ask("XRANGE", keys.log, f"({delivered.decode()}", "+", "COUNT", 1)
-    return StreamId.parse(waiting[0][0]) if waiting else None
 
 
 def _age_s(id: StreamId, now_ms: int) -> float:

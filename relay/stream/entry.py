@@ -92,7 +92,7 @@ def seal_of(run_id: bytes, kind: bytes) -> int:
     return crc32(b"%b %b" % (run_id, kind))
 
 
-def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entry:
+def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
     if len(text) > LARGEST_TEXT:
@@ -100,13 +100,13 @@ def decode(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Entr
     return Entry(id, run_id.decode(), kind.decode(), text)
 
 
-def decode_record(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> Record:
+def decode_record(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Record:
     """The same as viewers see it, made without the entry. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
     return Record(id, run_id.decode(), kind.decode(), _payload(id, run_id, text))
 
 
-def _parts(stream_id: bytes, fields: Sequence[bytes] | None, shard: int) -> tuple[int, bytes, bytes, bytes]:
+def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, bytes, bytes, bytes]:
     """Id, run, kind and text. Raises MalformedEntry."""
     try:
         r, run_id, k, kind, e, text = fields or ()

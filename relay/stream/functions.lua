@@ -7,6 +7,7 @@
 local SEQUENCES = 256
 
 local NO_LOG = 'NOLOG the shard log does not exist'
+local NO_GROUP = 'NOGROUP the shard log or its group does not exist'
 
 -- How often to look whether a run log still exists, and how many to look at in one step: some 2 ms.
 local LOOK_AGAIN_MS = 60000
@@ -23,6 +24,11 @@ end
 local function stream_id(number)
   local sequence = number % SEQUENCES
   return string.format('%.0f-%d', (number - sequence) / SEQUENCES, sequence)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 
 local function field(flat, name)
@@ -48,18 +54,18 @@ end
 -- A run log expires by itself, and nobody is told. So where the set of them is full, those are looked
 -- at whose time to look has come; as they are looked at no sooner than they can have expired, this
 -- costs little however often it is asked for. (They share the hash tag of the keys that are declared.)
-local function room(known, quota, now_ms)
+local function room(known, quota, now)
   local count = redis.pcall('ZCARD', known)
   if type(count) == 'table' then return nil, count end
   if count < quota then return quota - count end
-  local due = redis.call('ZRANGEBYSCORE', known, '-inf', now_ms, 'LIMIT', 0, LOOKS)
+  local due = redis.call('ZRANGEBYSCORE', known, '-inf', now, 'LIMIT', 0, LOOKS)
   for i = 1, #due do
     local left = redis.call('PTTL', due[i])
     if left == -2 then
       redis.call('ZREM', known, due[i])
       count = count - 1
     else
-      redis.call('ZADD', known, now_ms + math.max(left, LOOK_AGAIN_MS), due[i])
+      redis.call('ZADD', known, now + math.max(left, LOOK_AGAIN_MS), due[i])
     end
   end
   return quota - count
@@ -157,12 +163,12 @@ end
 
 -- Appends what `append` says, from the ordinal `number` on. Answers nothing, and has written nothing, where
 -- there is already something from there on.
-local function append_from(keys, args, runs, number, now_ms)
+local function append_from(keys, args, runs, number, now)
   local young, old, known, places = keys[#keys - 2], keys[#keys - 1], keys[#keys], nil
   local fresh, free, problem = looked_up(keys, runs, number)
   if not free then return nil, problem end
   if fresh then
-    places, problem = room(known, tonumber(args[4]), now_ms)
+    places, problem = room(known, tonumber(args[4]), now)
     if problem then return nil, problem end
   end
 
@@ -221,7 +227,7 @@ local function append_from(keys, args, runs, number, now_ms)
     number = number + writes[w + 1]
   end
   if remembered[1] then remember(young, old, remembered, tonumber(args[2]), tonumber(args[5])) end
-  for n = 1, #opened do redis.call('ZADD', known, now_ms + LOOK_AGAIN_MS, opened[n]) end
+  for n = 1, #opened do redis.call('ZADD', known, now + LOOK_AGAIN_MS, opened[n]) end
   return answers
 end
 
@@ -242,16 +248,15 @@ end
 -- Ids go on from the clock, or from what the caller knows. Mostly that is above all there is, and that it is
 -- not is found before anything is written; only then is it looked up what the logs hold.
 local function append(keys, args)
-  local runs, time = tonumber(args[1]), redis.call('TIME')
-  local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-  local number = math.max(now_ms * SEQUENCES, tonumber(args[3]) + 1)
-  local answers, problem = append_from(keys, args, runs, number, now_ms)
+  local runs, now = tonumber(args[1]), now_ms()
+  local number = math.max(now * SEQUENCES, tonumber(args[3]) + 1)
+  local answers, problem = append_from(keys, args, runs, number, now)
   if answers or problem then return answers or problem end
   local last
   last, problem = top(keys[1])
   if problem then return problem end
   number = math.max(number, tips(keys, runs, last) + 1)
-  answers, problem = append_from(keys, args, runs, number, now_ms)
+  answers, problem = append_from(keys, args, runs, number, now)
   return answers or problem or redis.error_reply('ERR the logs take no event')
 end
 
@@ -262,7 +267,7 @@ end
 -- Answers the highest ordinal taken.
 local function open(keys, args)
   local log, floor = keys[1], tonumber(args[2])
-  local created = redis.pcall('XGROUP', 'CREATE', log, args[1], '0', 'MKSTREAM')
+  local created = redis.pcall('XGROUP', 'CREATE', log, args[1], '0', 'MKSTREAM', 'ENTRIESREAD', 0)
   if created.err and not string.find(created.err, 'BUSYGROUP') then return created end
   local last, problem = top(log)
   if problem then return problem end
@@ -273,52 +278,104 @@ local function open(keys, args)
   return last
 end
 
--- Acknowledges the entries whose ids are the words from `first` on, many in one command.
-local function acknowledge(log, group, args, first)
-  local count = 0
-  for i = first, #args, WORDS_AT_ONCE do
-    local last = math.min(i + WORDS_AT_ONCE - 1, #args)
-    count = count + redis.call('XACK', log, group, unpack(args, i, last))
+-- How far persisters have come: the group of that name, as field and value in turn. An error where there is none.
+local function group_of(log, name)
+  local groups = redis.pcall('XINFO', 'GROUPS', log)
+  for _, group in ipairs(groups) do
+    if field(group, 'name') == name then return group end
   end
-  return count
+  return nil, redis.error_reply(NO_GROUP)
 end
 
--- Acknowledges archived entries, and bounds the run logs that they belong to.
+-- Makes a batch that was read one persister's own, unless another one was faster.
 --
--- KEYS  the shard log; run logs
--- ARGV  the group, how long a run log lives after its last event in ms, how many entries it keeps, for each
---       run log the id of its newest entry that was dealt with, then ids to acknowledge; others of the same
---       batch are acknowledged before, by a plain command
--- A run log whose newest entry was dealt with gets its expiry, and one that is too long loses its
--- oldest entries, but never one that is pending. Answers how many were acknowledged.
+-- A batch is what lies between two positions of the log, and costs one field however many entries it has: the
+-- position before it, with the id of its last entry, the time, how many there are, and who has it.
+--
+-- KEYS  the shard log; the claims; the set of what was erased
+-- ARGV  the group, the persister, the position that was read from, how much had been erased before it was read,
+--       the id of the last entry that was read, how many there are
+-- Answers the position of the group before, and whether the batch was claimed: not where the position is another
+-- one than was read from, and not where something was erased since, since whoever erases only waits for claims.
+local function claim(keys, args)
+  local log, last, count = keys[1], args[5], tonumber(args[6])
+  local group, problem = group_of(log, args[1])
+  if problem then return problem end
+  local position, read = field(group, 'last-delivered-id'), field(group, 'entries-read')
+  if position ~= args[3] or redis.call('SCARD', keys[3]) ~= tonumber(args[4]) then return {position, 0} end
+  local info = redis.call('XINFO', 'STREAM', log)
+  if field(info, 'last-generated-id') == last then
+    read = field(info, 'entries-added')
+  elseif read then
+    read = read + count
+  end
+  if read then
+    redis.call('XGROUP', 'SETID', log, args[1], last, 'ENTRIESREAD', read)
+  else
+    redis.call('XGROUP', 'SETID', log, args[1], last)
+  end
+  redis.call('HSET', keys[2], position, table.concat({last, now_ms(), count, args[2]}, ' '))
+  return {position, 1}
+end
+
+-- Gives a persister a batch that it or another one claimed and did not settle: the oldest one of its own, or of
+-- those that were claimed so long ago.
+--
+-- KEYS  the claims
+-- ARGV  the persister; how many ms ago, or nothing for its own ones
+-- Answers the position before it, the id of its last entry and how many it had, or nothing.
+local function take_over(keys, args)
+  local who, idle, now = args[1], tonumber(args[2]), now_ms()
+  local claims, oldest = redis.call('HGETALL', keys[1]), nil
+  for i = 1, #claims, 2 do
+    local last, since, count, owner = string.match(claims[i + 1], '^(%S+) (%d+) (%d+) (.*)$')
+    local its
+    if idle then its = now - since >= idle else its = owner == who end
+    if its and not (oldest and ordinal(oldest[1]) < ordinal(claims[i])) then
+      oldest = {claims[i], last, tonumber(count)}
+    end
+  end
+  if oldest then
+    redis.call('HSET', keys[1], oldest[1], table.concat({oldest[2], now, oldest[3], who}, ' '))
+  end
+  return oldest
+end
+
+-- Ends the claim of an archived batch, keeps what could not be archived, and bounds the run logs.
+--
+-- KEYS  the claims; the dead letters; run logs
+-- ARGV  the position before the batch, the id of its last entry, how long a run log lives after its last event in ms, how many entries it
+--       keeps, for each run log the id of its newest entry in the batch, then for each dead letter: the number
+--       of its words, the words
+-- A run log whose newest entry was dealt with gets its expiry, and one that is too long loses its oldest
+-- entries, but never one that is not archived. Answers 1, or 0 where there is no claim of that batch (any more):
+-- a peer that took it over was faster, dead letters included, or a server that did not know it has taken over.
 local function settle(keys, args)
-  local log, group, lifetime, keep = keys[1], args[1], args[2], tonumber(args[3])
-  local runs = #keys - 1
-  local acknowledged = acknowledge(log, group, args, 4 + runs)
-  local oldest = redis.call('XPENDING', log, group)[2]
+  local claims, lifetime, keep, runs = keys[1], args[3], tonumber(args[4]), #keys - 2
+  local its = redis.call('HGET', claims, args[1])
+  if not its or string.match(its, '^%S+') ~= args[2] then return 0 end
+  redis.call('HDEL', claims, args[1])
+  local i = 5 + runs
+  while i <= #args do
+    redis.call('XADD', keys[2], '*', unpack(args, i + 1, i + tonumber(args[i])))
+    i = i + 1 + tonumber(args[i])
+  end
+  local first
+  for _, position in ipairs(redis.call('HKEYS', claims)) do
+    first = math.min(first or ordinal(position), ordinal(position))
+  end
   for r = 1, runs do
-    local run = keys[r + 1]
+    local run, archived = keys[2 + r], args[4 + r]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == args[3 + r] then redis.call('PEXPIRE', run, lifetime) end
+    if tip and tip[1] == archived then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
-      -- Entries up to the newest one just acknowledged are archived, but for those still pending.
-      local archived = args[3 + r]
-      if oldest and ordinal(oldest) <= ordinal(archived) then archived = '(' .. oldest end
+      -- What is up to its newest entry is archived, but for what others have claimed.
+      if first and first < ordinal(archived) then archived = stream_id(first) end
       local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)
     end
   end
-  return acknowledged
-end
-
--- Moves an entry that can not be archived to the dead letters, once, however often it is called.
---
--- KEYS  the shard log; the dead letters
--- ARGV  the group; the entry's id; the fields of the dead letter
-local function bury(keys, args)
-  if redis.call('XACK', keys[1], args[1], args[2]) == 0 then return 0 end
-  redis.call('XADD', keys[2], '*', unpack(args, 3))
   return 1
 end
 
@@ -326,5 +383,6 @@ redis.register_function('append_@VERSION@', append)
 redis.register_function('open_@VERSION@', open)
 
 -- What archives has to work without memory too, since nothing else makes room again.
+redis.register_function{function_name = 'claim_@VERSION@', callback = claim, flags = {'allow-oom'}}
+redis.register_function{function_name = 'take_over_@VERSION@', callback = take_over, flags = {'allow-oom'}}
 redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
-redis.register_function{function_name = 'bury_@VERSION@', callback = bury, flags = {'allow-oom'}}

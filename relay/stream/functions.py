@@ -13,8 +13,9 @@ LIBRARY = f"#!lua name=relay_{VERSION}\n" + _SOURCE.replace("@VERSION@", VERSION
 
 APPEND = f"append_{VERSION}"
 OPEN = f"open_{VERSION}"
+CLAIM = f"claim_{VERSION}"
+TAKE_OVER = f"take_over_{VERSION}"
 SETTLE = f"settle_{VERSION}"
-BURY = f"bury_{VERSION}"
 
 MISSING = "Function not found"
 """What the server answers before the library is loaded, or after it restarted empty."""

@@ -119,6 +119,8 @@ class ShardKeys:
         self.shard = shard
         self._prefix = f"relay:{{{shard}}}:"
         self.log = self._prefix + "log"
+        self.claims = self._prefix + "claims"
+        """The batches that persisters are at: see claim in functions.lua."""
         self.dead_letters = self._prefix + "dead"
         self.once = self._prefix + "once:young", self._prefix + "once:old"
         """What idempotency keys were used for."""

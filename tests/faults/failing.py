@@ -21,7 +21,7 @@ import redis.exceptions
 
 import persister.__main__
 import relay.cli
-from persister.consumer import Consumer, Delivery, Settlement
+from persister.consumer import Batch, Consumer, Settlement
 from persister.store import Store
 from relay.hub import Burst, State, Viewer
 from relay.link import Link
@@ -54,6 +54,11 @@ def append_sent(times: int) -> None:
     _Lane._answered = stored  # type: ignore[method-assign]
 
 
+def before_claim(times: int) -> None:
+    """A batch is read, and not claimed yet."""
+    _around(Consumer, "_claimed", before=Once(times))
+
+
 def before_insert(times: int) -> None:
     """A batch is claimed, and nothing done with it."""
     _around(Store, "insert", before=Once(times))
@@ -83,7 +88,7 @@ def after_insert(times: int) -> None:
 
 
 def after_commit(times: int) -> None:
-    """The rows are committed, and not acknowledged."""
+    """The rows are committed, and the batch not settled."""
     _around(Store, "insert", after=Once(times))
 
 
@@ -93,13 +98,32 @@ def after_settle(times: int) -> None:
 
 
 def before_bury(times: int) -> None:
-    """An event is found to be bad, and not buried yet."""
-    _around(Consumer, "bury", before=Once(times))
+    """An event is found to be bad, and its batch not settled yet."""
+    die, settling = Once(times), Consumer._settling
+
+    def doomed(self: Consumer, settlement: Settlement) -> list[bytes]:
+        if settlement.letters:
+            die()
+        return settling(self, settlement)
+
+    Consumer._settling = doomed  # type: ignore[method-assign]
 
 
 def after_bury(times: int) -> None:
-    """An event is buried, and the rest of its batch not acknowledged."""
-    _around(Consumer, "bury", after=Once(times))
+    """A batch is settled, and with it an event is buried."""
+    die, exchange, settling, letters = Once(times), Consumer._exchange, Consumer._settling, list[Any]()
+
+    def seen(self: Consumer, settlement: Settlement) -> list[bytes]:
+        letters.extend(settlement.letters)
+        return settling(self, settlement)
+
+    def doomed(self: Consumer, connection: Any, *commands: bytes) -> list[Any]:
+        answers = exchange(self, connection, *commands)
+        if letters:
+            die()
+        return answers
+
+    Consumer._settling, Consumer._exchange = seen, doomed  # type: ignore[method-assign]
 
 
 def dawdle(times: int) -> None:
@@ -120,7 +144,7 @@ def other_version(times: int) -> None:
     """No failure: the same functions under the names of another version."""
     other = "0" * len(functions.VERSION)
     functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
-    for name in ("APPEND", "OPEN", "SETTLE", "BURY"):
+    for name in ("APPEND", "OPEN", "CLAIM", "TAKE_OVER", "SETTLE"):
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
 
 
@@ -158,13 +182,13 @@ def no_held_state(times: int) -> None:
 
 
 def acknowledge_first(times: int) -> None:
-    """Mutant: a batch is acknowledged as soon as it is claimed."""
+    """Mutant: a batch is settled as soon as it is claimed."""
     claim = Consumer.claim
 
-    def claimed(self: Consumer) -> list[Delivery]:
+    def claimed(self: Consumer) -> Batch | None:
         batch = claim(self)
         if batch:
-            self.settle(Settlement([stream_id for stream_id, _ in batch], {}))
+            self.settle(Settlement(batch, {}))
         return batch
 
     Consumer.claim = claimed  # type: ignore[method-assign]
@@ -203,6 +227,7 @@ POINTS: dict[str, Callable[[int], None]] = {
     point.__name__: point
     for point in (
         append_sent,
+        before_claim,
         before_insert,
         after_insert,
         after_commit,

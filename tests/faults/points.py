@@ -21,7 +21,7 @@ import relay.app
 import relay.http.ops
 import relay.stream.tail
 from persister import copy, store
-from persister.consumer import Consumer, Delivery
+from persister.consumer import Batch, Consumer
 from relay.auth.reread import Reread
 from relay.settings import Settings
 from relay.stream.tail import Tailer
@@ -66,8 +66,9 @@ def backwards(times: int) -> None:
     """No failure: batches come from the log in the opposite order."""
     claim = Consumer.claim
 
-    def claimed(self: Consumer) -> list[Delivery]:
-        return claim(self)[::-1]
+    def claimed(self: Consumer) -> Batch | None:
+        batch = claim(self)
+        return batch and batch._replace(deliveries=batch.deliveries[::-1])
 
     Consumer.claim = claimed  # type: ignore[method-assign]
 

@@ -14,7 +14,7 @@ from tests.faults.clients import cut
 
 PIECE = 65_536
 RESET_HERE = 0.02
-WORDS = (b"FCALL", b"XREAD\r", b"XREADGROUP", b"XRANGE", b"GET /conversations")
+WORDS = (b"FCALL", b"XREAD\r", b"SCARD", b"XRANGE", b"GET /conversations")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from relay.connect import persister_redis
+from relay.stream.group import claims
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id
 from tests import sql
 from tests.faults.clients import mark_of
@@ -72,7 +73,8 @@ class Stores:
                 groups: Any = client.xinfo_groups(keys.log)
                 group = next(group for group in groups if group["name"] == GROUP.encode())
                 later: Any = client.xrange(keys.log, f"({group['last-delivered-id'].decode()}")
-            pending, behind = pending + group["pending"], behind + len(later)
+                pending += sum(claim.entries for claim in claims(client, keys))
+            behind += len(later)
         return pending, behind
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from relay import connect
 from relay.stream.entry import NewEvent
-from relay.stream.keys import GROUP
+from relay.stream.group import parsed
 from relay.stream.publish import Publisher
 from tests.acceptance.running import CLIENT, CONVERSATION, viewer
 from tests.faults import disk
@@ -63,8 +63,8 @@ async def _append(world: World, batch: Sequence[NewEvent]) -> None:
 
 def pending_of(world: World, persister: Persister) -> int:
     """How many entries are with that persister."""
-    found = world.ask("XPENDING", KEYS.log, GROUP)["consumers"]
-    return sum(item["pending"] for item in found if item["name"].decode() == persister.part.name)
+    claims = parsed(world.ask("HGETALL", KEYS.claims))
+    return sum(claim.entries for claim in claims if claim.persister == persister.part.name)
 
 
 async def history(world: World) -> tuple[int, float]:
@@ -92,8 +92,8 @@ def nobody_noticed(world: World) -> None:
 
 
 POINTS = ["before_insert", "after_commit", "after_bury"]
-SIMILAR = ["after_insert", "after_settle", "before_bury"]
-"""For a peer, the first and the last of these are as `before_insert`, and the other one as `after_commit`."""
+SIMILAR = ["before_claim", "after_insert", "after_settle", "before_bury"]
+"""For a peer, these are as `before_insert` or as `after_commit`, or there is nothing to do."""
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from relay import connect
 from relay.connect import Database
 from relay.history import History
 from relay.processes import Part, running
+from relay.stream import functions
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.faults.failover import Cluster, ask
+from tests.integration.calling import open_log
 
 
 @pytest.fixture(scope="session")
@@ -139,3 +141,11 @@ async def publisher(servers: Servers, database: Database) -> AsyncIterator[Publi
     made = publisher_to(servers.redis_url, History(database).highest)
     yield made
     await made.close()
+
+
+@pytest.fixture
+def opened(store: redis.Redis) -> redis.Redis:
+    """A server with the library and an empty log."""
+    store.function_load(functions.LIBRARY)
+    open_log(store)
+    return store

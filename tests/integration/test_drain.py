@@ -11,7 +11,7 @@ import redis
 import redis.exceptions
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from persister.consumer import Consumer
+from persister.consumer import Batch, Consumer
 from persister.dead_letters import DeadLetters
 from persister.loop import Loop
 from persister.settings import Settings
@@ -21,6 +21,7 @@ from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.spans import Spans
 from relay.stream.entry import SEAL_BYTES, NewEvent, traced
+from relay.stream.group import claims
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -58,8 +59,14 @@ def drain(loop: Loop) -> int:
 
 
 def pending(client: redis.Redis) -> int:
-    found: Any = client.xpending(KEYS.log, GROUP)
-    return int(found["pending"])
+    return sum(claim.entries for claim in claims(client, KEYS))
+
+
+def claimed(client: redis.Redis, name: str, **settings: Any) -> Batch:
+    """What a persister claims that dies then."""
+    batch = Consumer(client, 0, Settings(persister_name=name, **settings), nothing_archived).claim()
+    assert batch
+    return batch
 
 
 async def test_events_come_into_the_archive_as_they_are(
@@ -139,7 +146,7 @@ async def test_a_backlog_does_not_keep_a_persister_from_what_a_silent_peer_left(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     ids = await publisher.append([event() for _ in range(8)])
-    Consumer(client, 0, Settings(persister_name="silent", persister_batch=2), nothing_archived).claim()
+    claimed(client, "silent", persister_batch=2)
     loop = persister(persister_batch=2, persister_claim_s=0.001)
     for _ in range(3):
         loop.step()
@@ -150,8 +157,7 @@ async def test_what_a_silent_peer_left_is_taken_over(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     ids = await publisher.append([event() for _ in range(10)])
-    left = Consumer(client, 0, Settings(persister_name="silent"), nothing_archived).claim()
-    assert len(left) == 10
+    assert len(claimed(client, "silent").deliveries) == 10
     patient, eager = persister("patient"), persister("eager", persister_claim_s=0.01)
     assert drain(patient) == 0, "the peer may still be at work"
     wait_until(lambda: drain(eager), "the abandoned entries")
@@ -176,18 +182,18 @@ async def test_several_persisters_share_the_work(servers: Servers, publisher: Pu
         ids += await publisher.append([event(f"run-{number}") for number in range(20)])
     wait_until(lambda: len(rows(servers.database_url)) == len(ids), "all rows")
     client = persister_redis(servers.redis_url)
-    wait_until(lambda: pending(client) == 0, "all acknowledgements")
-    consumers: Any = client.xinfo_consumers(KEYS.log, GROUP)
+    wait_until(lambda: pending(client) == 0, "all settlements")
     for loop in loops:
         loop.stop()
     for thread in threads:
         thread.join()
     client.close()
     assert rows(servers.database_url) == ids
-    assert len(consumers) == 3
+    assert sum(loop.figures.rows for loop in loops) == len(ids), "each batch was stored by one of them"
+    assert min(loop.figures.rows for loop in loops) > 0
 
 
-async def test_while_the_database_is_away_nothing_is_acknowledged(
+async def test_while_the_database_is_away_nothing_is_settled(
     servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     def away() -> Any:
@@ -300,10 +306,24 @@ async def test_an_entry_that_was_deleted_under_a_persister_is_reported_and_let_g
     publisher: Publisher, persister: Make, client: redis.Redis
 ) -> None:
     await publisher.append([event()])
-    (gone,) = Consumer(client, 0, Settings(persister_name="p"), nothing_archived).claim()
-    client.xdel(KEYS.log, gone[0])
-    drain(persister("p"))
-    assert (len(list(DeadLetters([client]))), pending(client)) == (1, 0)
+    client.xdel(KEYS.log, claimed(client, "p").deliveries[0][0])
+    loop = persister("p")
+    drain(loop)
+    assert (loop.lost, pending(client)) == (1, 0)
+
+
+async def test_a_persister_finds_the_log_where_it_was_set_back_to(
+    servers: Servers, publisher: Publisher, persister: Make, client: redis.Redis
+) -> None:
+    """As its operator does where the archive came back from an older copy."""
+    ids = await publisher.append([event() for _ in range(10)])
+    loop = persister()
+    drain(loop)
+    with sql(servers.database_url) as cursor:
+        cursor.execute("DELETE FROM rp_paper_generation_events")
+    client.xgroup_setid(KEYS.log, GROUP, "0")
+    assert (drain(loop), drain(loop)) == (0, 10), "it looks when there is no news"
+    assert (rows(servers.database_url), pending(client)) == (ids, 0)
 
 
 async def test_a_dead_letter_is_requeued_under_its_own_id(
@@ -356,7 +376,7 @@ async def test_only_what_is_archived_and_old_is_trimmed(
 ) -> None:
     await publisher.append([event() for _ in range(500)])
     for _ in range(2):
-        Consumer(client, 0, Settings(persister_name="slow", persister_batch=100), nothing_archived).claim()
+        claimed(client, "slow", persister_batch=100)
     assert trim(client, 0, timedelta(0)) == 0, "the first ones are pending"
     drain(persister("slow"))
     assert trim(client, 0, timedelta(hours=1)) == 0, "they are in the retention window"

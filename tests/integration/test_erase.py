@@ -8,6 +8,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
+from persister.consumer import Consumer, Settlement
 from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
@@ -16,7 +17,7 @@ from relay.connect import database, persister_redis
 from relay.erase import ERASED_S, Erased, StillHeld, erase
 from relay.events.registry import TABLES
 from relay.stream.entry import NewEvent, decode
-from relay.stream.keys import GROUP, MAX_SHARDS, ShardKeys
+from relay.stream.keys import MAX_SHARDS, ShardKeys
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.factories import event
@@ -84,9 +85,10 @@ async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     servers: Servers, client: redis.Redis, publisher: Publisher, archive: Store
 ) -> None:
     await publisher.append([event(GONE), event(STAYS), event(GONE)])
-    reply: Any = client.xreadgroup(GROUP, "slow", {KEYS.log: ">"})
-    ((_, delivered),) = reply
-    entries = [decode(id, [part for pair in fields.items() for part in pair], 0) for id, fields in delivered]
+    slow = Consumer(client, 0, Settings(persister_name="slow"), lambda: 0)
+    batch = slow.claim()
+    assert batch
+    entries = [decode(*delivery, 0) for delivery in batch.deliveries]
     waits = threading.Event()
     erased: list[Erased] = []
     other = persister_redis(servers.redis_url)
@@ -99,7 +101,7 @@ async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
     assert waits.wait(20)
     assert not erased
     assert archive.insert(entries) == []
-    client.xack(KEYS.log, GROUP, *(id for id, _ in delivered))
+    slow.settle(Settlement(batch, {}))
     erasing.join(20)
     other.close()
     assert erased == [Erased(entries=2, rows=2, dead_letters=0)]
@@ -113,7 +115,7 @@ async def test_one_that_never_lets_go_is_an_error_and_the_archive_stays_as_it_is
     while persister.step():
         pass
     await publisher.append([event(GONE)])
-    client.xreadgroup(GROUP, "stuck", {KEYS.log: ">"})
+    assert Consumer(client, 0, Settings(persister_name="stuck"), lambda: 0).claim()
     connect = partial(database, servers.database_url)
     with pytest.raises(StillHeld, match="run the same again"):
         erase([client], connect, GONE, patience_s=0)
@@ -126,15 +128,16 @@ async def test_only_what_nobody_asked_to_be_gone_is_reported_as_lost(
     servers: Servers, client: redis.Redis, publisher: Publisher, archive: Store, name: str
 ) -> None:
     await publisher.append([event(GONE), event(STAYS), event(GONE), event(STAYS)])
-    reply: Any = client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
+    batch = Consumer(client, 0, Settings(persister_name="p"), lambda: 0).claim()
+    assert batch
     with pytest.raises(StillHeld):
         erase([client], partial(database, servers.database_url), GONE, patience_s=0)
-    client.xdel(KEYS.log, reply[0][1][3][0])
+    client.xdel(KEYS.log, batch.deliveries[3][0])
     persister = Loop(client, archive, 0, Settings(persister_name=name, persister_claim_s=0.001))
     while persister.step():
         pass
     assert (rows(servers, GONE), rows(servers, STAYS)) == (0, 1)
-    assert (persister.lost, client.xlen(KEYS.dead_letters)) == ((0, 1) if name == "p" else (1, 0))
+    assert (persister.lost, client.xlen(KEYS.dead_letters)) == (1, 0)
     assert 0 < int(client.ttl(KEYS.erased)) <= ERASED_S
 
 
@@ -142,7 +145,7 @@ async def test_a_persister_that_died_does_not_bring_it_back(
     servers: Servers, client: redis.Redis, publisher: Publisher, persister: Loop
 ) -> None:
     await publisher.append([event(GONE), event(STAYS)])
-    client.xreadgroup(GROUP, "p", {KEYS.log: ">"})
+    assert Consumer(client, 0, Settings(persister_name="p"), lambda: 0).claim()
     connect = partial(database, servers.database_url)
     assert erase([client], connect, GONE, held_s=0) == Erased(1, 0, 0)
     while persister.step():

@@ -1,4 +1,5 @@
-"""The server-side functions, each as the atomic step that it promises to be, on Valkey and on Redis 7."""
+"""The server-side functions that write the logs, each as the atomic step that it promises to be, on Valkey
+and on Redis 7."""
 
 from typing import Any
 
@@ -8,52 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.stream import functions
-from relay.stream.keys import EPOCH_MS, GROUP, SEQUENCES, ShardKeys, StreamId
-
-KEYS = ShardKeys(0)
-FLOOR = StreamId(EPOCH_MS, 0).ordinal
-REMEMBER_MS = 60_000
-
-
-@pytest.fixture
-def opened(store: redis.Redis) -> redis.Redis:
-    """A server with the library and an empty log."""
-    store.function_load(functions.LIBRARY)
-    open_log(store)
-    return store
-
-
-def open_log(store: redis.Redis, floor: int = FLOOR) -> int:
-    answer: Any = store.fcall(functions.OPEN, 1, KEYS.log, GROUP, floor)
-    return int(answer)
-
-
-Group = tuple[str | None, str, list[tuple[str, str]]]
-"""(idempotency key, digest, [(run, text)])."""
-
-
-def append(store: redis.Redis, *groups: Group, quota: int = 1000, known_keys: int = 1000) -> list[int]:
-    runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
-    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR, quota, known_keys, *runs]
-    for key, digest, events in groups:
-        args += [key or "", digest, len(events)]
-        for run, text in events:
-            args += [runs.index(run) + 1, "toy", text]
-    keys = [KEYS.log, *map(KEYS.run, runs), *KEYS.once, KEYS.runs]
-    answer: Any = store.fcall(functions.APPEND, len(keys), *keys, *args)
-    return list(answer)
-
-
-def entries(store: redis.Redis, key: str) -> list[tuple[int, str]]:
-    """A stream as (ordinal, text)."""
-    found: Any = store.xrange(key)
-    return [(StreamId.parse(id).ordinal, fields[b"e"].decode()) for id, fields in found]
-
-
-def everything(store: redis.Redis) -> dict[bytes, bytes | None]:
-    """All that the server holds, to see that nothing changed."""
-    found: Any = store.keys()
-    return {key: store.dump(key) for key in sorted(found)}
+from relay.stream.keys import SEQUENCES, StreamId
+from tests.integration.calling import FLOOR, KEYS, REMEMBER_MS, Group, append, entries, everything, open_log
 
 
 def test_events_go_to_the_shard_log_and_their_run_logs_under_one_id(opened: redis.Redis) -> None:
@@ -245,74 +202,6 @@ def test_a_run_log_that_outlived_the_shard_log_still_bounds_the_ids(opened: redi
     future = StreamId.from_ordinal(append(opened, (None, "", [("a", "1")]))[0] + 10**9)
     opened.xadd(KEYS.run("a"), {"r": "a", "k": "toy", "e": "2"}, id=str(future))
     assert append(opened, (None, "", [("a", "3")])) == [future.ordinal + 1]
-
-
-def deliver(store: redis.Redis, consumer: str, count: int) -> list[str]:
-    reply: Any = store.xreadgroup(GROUP, consumer, {KEYS.log: ">"}, count)
-    return [id.decode() for id, _ in reply[0][1]] if reply else []
-
-
-def settle(store: redis.Redis, ids: list[str], newest: dict[str, str], keep: int = 1000) -> int:
-    keys = [KEYS.log, *map(KEYS.run, newest)]
-    words = [GROUP, 60_000, keep, *newest.values(), *ids]
-    answer: Any = store.fcall(functions.SETTLE, len(keys), *keys, *words)
-    return int(answer)
-
-
-def test_settling_acknowledges_and_lets_an_archived_run_log_expire(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", "1"), ("b", "2")]))
-    ids = deliver(opened, "p", 1)
-    assert settle(opened, ids, {"a": ids[-1]}) == 1
-    assert opened.pttl(KEYS.run("a")) > 0
-    assert opened.pttl(KEYS.run("b")) == -1, "it is not archived"
-    append(opened, (None, "", [("a", "3")]))
-    assert opened.pttl(KEYS.run("a")) == -1, "news has to be archived first"
-
-
-def test_a_run_log_loses_only_what_is_archived(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", str(number)) for number in range(10)]))
-    early, late = deliver(opened, "slow", 4), deliver(opened, "quick", 4)
-    settle(opened, late, {"a": late[-1]}, keep=2)
-    assert len(entries(opened, KEYS.run("a"))) == 10, "the oldest ones are still with the slow one"
-    settle(opened, early, {"a": early[-1]}, keep=2)
-    assert [text for _, text in entries(opened, KEYS.run("a"))] == ["4", "5", "6", "7", "8", "9"]
-    rest = deliver(opened, "quick", 4)
-    settle(opened, rest, {"a": rest[-1]}, keep=2)
-    assert [text for _, text in entries(opened, KEYS.run("a"))] == ["8", "9"]
-
-
-def test_an_entry_is_buried_once(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", "1")]))
-    (id,) = deliver(opened, "p", 1)
-    for expected in (1, 0):
-        fields = ("id", id, "reason", "why", "r", "a")
-        assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, id, *fields) == expected
-    letters: Any = opened.xrange(KEYS.dead_letters)
-    assert [fields for _, fields in letters] == [{b"id": id.encode(), b"reason": b"why", b"r": b"a"}]
-    pending: Any = opened.xpending(KEYS.log, GROUP)
-    assert pending["pending"] == 0
-
-
-def test_without_memory_the_archive_goes_on(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", "1"), ("a", "2")]))
-    settled, bad = deliver(opened, "p", 2)
-    opened.config_set("maxmemory", "1")
-    try:
-        assert settle(opened, [settled], {"a": settled}) == 1
-        assert opened.fcall(functions.BURY, 2, KEYS.log, KEYS.dead_letters, GROUP, bad, "id", bad) == 1
-    finally:
-        opened.config_set("maxmemory", "0")
-    pending: Any = opened.xpending(KEYS.log, GROUP)
-    assert pending["pending"] == 0
-
-
-def test_a_repeat_leaves_the_expiry_of_an_archived_run_log_alone(opened: redis.Redis) -> None:
-    group: Group = ("k", "digest", [("a", "1")])
-    (first,) = append(opened, group)
-    ids = deliver(opened, "p", 1)
-    settle(opened, ids, {"a": ids[-1]})
-    assert append(opened, group) == [-first]
-    assert opened.pttl(KEYS.run("a")) > 0, "or it would stay for ever, and keep its place among the runs"
 
 
 def test_the_library_changes_its_name_with_its_source() -> None:

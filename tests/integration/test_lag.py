@@ -9,6 +9,7 @@ import redis
 from relay import durability, lag
 from relay.connect import shared_link
 from relay.link import SharedLink
+from relay.stream import functions
 from relay.stream.keys import GROUP, ShardKeys, StreamId
 
 KEYS = ShardKeys(0)
@@ -24,13 +25,17 @@ async def link(store: redis.Redis) -> AsyncIterator[SharedLink]:
 
 def log_of(store: redis.Redis, *ages_s: int) -> list[bytes]:
     """A log with its group, of entries that old."""
-    store.xgroup_create(KEYS.log, GROUP, "0", mkstream=True)
+    store.xgroup_create(KEYS.log, GROUP, "0", mkstream=True, entries_read=0)
     now: Any = store.time()
     return [store.xadd(KEYS.log, {"e": "{}"}, id=f"{(now[0] - age) * 1000}-0") for age in ages_s]  # type: ignore[misc]
 
 
-def read(store: redis.Redis, count: int) -> None:
-    store.xreadgroup(GROUP, "p", {KEYS.log: ">"}, count)
+def claim(store: redis.Redis, ids: list[bytes], position: bytes = b"0-0") -> None:
+    """A persister takes these, which follow the position."""
+    store.function_load(functions.LIBRARY, replace=True)
+    words = [GROUP, "p", position, 0, ids[-1], len(ids)]
+    answer: Any = store.fcall(functions.CLAIM, 3, KEYS.log, KEYS.claims, KEYS.erased, *words)
+    assert answer == [position, 1]
 
 
 async def test_where_there_is_no_log_nobody_is_behind(store: redis.Redis, link: SharedLink) -> None:
@@ -51,15 +56,16 @@ async def test_the_oldest_event_that_is_not_archived_is_what_counts(
     assert 99 <= seen.newest_age_s < 110
     assert 299 <= seen.oldest_age_s < 310, "nobody has taken it"
 
-    read(store, 2)
-    store.xack(KEYS.log, GROUP, ids[0])
+    claim(store, ids[:1])
+    claim(store, ids[1:2], ids[0])
+    store.hdel(KEYS.claims, "0-0")
     seen = await lag.look(link, 0)
     assert seen is not None
     assert (seen.pending, seen.waiting) == (1, 1)
     assert 199 <= seen.oldest_age_s < 210, "a persister has it"
 
-    read(store, 1)
-    store.xack(KEYS.log, GROUP, *ids)
+    claim(store, ids[2:], ids[1])
+    store.delete(KEYS.claims)
     seen = await lag.look(link, 0)
     assert seen is not None
     assert (seen.pending, seen.waiting, seen.oldest_age_s) == (0, 0, 0.0)
@@ -67,8 +73,8 @@ async def test_the_oldest_event_that_is_not_archived_is_what_counts(
 
 async def test_what_is_trimmed_makes_nobody_look_behind(store: redis.Redis, link: SharedLink) -> None:
     ids = log_of(store, 3, 2, 1)
-    read(store, 2)
-    store.xack(KEYS.log, GROUP, *ids[:2])
+    claim(store, ids[:2])
+    store.delete(KEYS.claims)
     store.xtrim(KEYS.log, minid=ids[2].decode(), approximate=False)
     seen = await lag.look(link, 0)
     assert seen is not None

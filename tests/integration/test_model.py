@@ -88,8 +88,8 @@ def test_the_model_finds_keys_that_are_forgotten(valkey: Valkey, monkeypatch: py
     assert found_wanting(lambda: explore(valkey, monkeypatch, **MUTANT))
 
 
-def test_the_model_finds_a_trim_that_does_not_look_at_what_is_pending(
+def test_the_model_finds_a_trim_that_does_not_look_at_what_is_claimed(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("persister.trim.limit", lambda pending, delivered, retained: min(delivered, retained))
+    monkeypatch.setattr("persister.trim.claims", lambda client, keys: [])
     assert found_wanting(lambda: explore(valkey, monkeypatch, **MUTANT))
