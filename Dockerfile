@@ -6,7 +6,10 @@ COPY relay relay
 COPY persister persister
 COPY migrations migrations
 RUN python -m venv /app \
-    && /app/bin/pip install --no-cache-dir -c requirements.txt ".[tracing]"
+    && /app/bin/pip install --no-cache-dir --require-hashes -r requirements.txt \
+    && /app/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /app/bin/pip check \
+    && /app/bin/pip uninstall --yes setuptools pip
 
 FROM python:3.13-slim
 COPY --from=build /app /app

@@ -13,7 +13,10 @@ MINUTES ?= 30
 VIEWERS ?= 1000
 SOAK ?= soak-results
 
-.PHONY: demo test faults soak bench check audit schemathesis install debian clean
+# What the product runs on, with what builds it; and what its development needs beside that.
+LOCKS := requirements.txt requirements-dev.txt
+
+.PHONY: demo test faults floods soak bench check audit lock sbom schemathesis install debian clean
 
 demo: install
 	$(BIN)/relay demo
@@ -32,6 +35,10 @@ bench:
 faults: install debian
 	FAULT_SEEDS=$(SEEDS) FAULT_RESULTS=$(RESULTS) $(BIN)/pytest tests/faults -s $(ARGS)
 
+# What the suite asks for a little of, in full: 100,000 reads, 10,000 runs, 500 slow senders for a minute.
+floods: install
+	FLOODS=1 $(BIN)/pytest tests/acceptance -m flood --override-ini timeout=0 -q -s $(ARGS)
+
 soak: install
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --viewers $(VIEWERS) --output $(SOAK)
 
@@ -46,15 +53,31 @@ check: install
 audit:
 	test -x $(VENV)-audit/bin/python || $(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
-	$(VENV)-audit/bin/pip-audit --requirement requirements.txt --no-deps --disable-pip --strict --progress-spinner off
+	$(VENV)-audit/bin/pip-audit $(LOCKS:%=--requirement %) --no-deps --disable-pip --strict --progress-spinner off
+
+# The hashes of all files that there are of the pinned versions, whatever machine they are for. To move to another
+# version, write it into the lock first. It needs the internet, and so does the next one.
+lock:
+	test -x $(VENV)-lock/bin/python || $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	for lock in $(LOCKS); do \
+	  grep -o '^[^ ]*==[^ ]*' $$lock | $(VENV)-lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
+	    --no-deps --generate-hashes --no-header --no-annotate --output-file $$lock - || exit 1; \
+	done
+
+# What the product is made of (CycloneDX), as sbom.json.
+sbom:
+	test -x $(VENV)-sbom/bin/python || $(PYTHON) -m venv $(VENV)-sbom
+	$(VENV)-sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(VENV)-sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-file sbom.json requirements.txt
 
 install: $(VENV)/installed
 
-# Only names and versions are pinned; where they come from is the machine's business.
-$(VENV)/installed: requirements.txt pyproject.toml clients/python/pyproject.toml
+# Names, versions and contents are pinned; where they come from is the machine's business.
+$(VENV)/installed: $(LOCKS) pyproject.toml clients/python/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e clients/python -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes $(LOCKS:%=-r %)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e clients/python -e .
 	touch $@
 
 # The API document against the server, with so many cases for each operation.
@@ -66,4 +89,4 @@ debian:
 	tests/debian-packages
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit $(VENV)-bench build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-lock $(VENV)-sbom $(VENV)-bench build dist *.egg-info sbom.json

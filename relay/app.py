@@ -97,6 +97,7 @@ async def running(
             deadline_s=settings.append_deadline_s,
             remember_ms=int(settings.idempotency_hours * 3_600_000),
             live_runs=settings.live_runs,
+            known_keys=settings.idempotency_keys,
         )
         stack.push_async_callback(publisher.close)
         shards = []

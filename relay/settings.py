@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from relay.errors import Misconfigured
 from relay.listener import ADDRESS
 from relay.logs import Format, Level
+from relay.stream.entry import LARGEST_BODY
 from relay.stream.keys import MAX_SHARDS
 from relay.where import where
 
@@ -179,7 +180,10 @@ class Settings(StoreSettings):
         "`error_message`, `created_at`, `finished_at` and `last_heartbeat_at`.",
     )
     event_bytes: int = Field(
-        256 * 1024, gt=0, description="The largest body of one event: room for a long review, not for a file."
+        256 * 1024,
+        gt=0,
+        le=LARGEST_BODY,
+        description="The largest body of one event: room for a long review, not for a file.",
     )
     batch_bytes: int = Field(
         8 * 1024 * 1024,
@@ -246,6 +250,12 @@ class Settings(StoreSettings):
     )
     idempotency_hours: float = Field(
         24, gt=0, description="How long an Idempotency-Key is remembered: longer than any client retries."
+    )
+    idempotency_keys: int = Field(
+        4_000_000,
+        gt=1,
+        description="Idempotency-Keys that a shard remembers at most: each takes 90 bytes of Redis, and "
+        "the newest half of so many is always remembered.",
     )
     keep_alive_s: float = Field(
         15,

@@ -4,8 +4,9 @@ import itertools
 import json
 import uuid
 from typing import Any
+from zlib import crc32
 
-from relay.stream.entry import NewEvent
+from relay.stream.entry import NewEvent, seal_of
 from tests.canaries import PAYLOAD
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -67,3 +68,10 @@ def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
     """The same as it is appended to a log."""
     text = json.dumps(progress(**changes), ensure_ascii=False)
     return NewEvent(run_id, "paper_generation_progress", text.encode())
+
+
+def entry(event: NewEvent) -> dict[Any, Any]:
+    """The fields of its entry in a log."""
+    run_id, kind = event.run_id.encode(), event.kind.encode()
+    sealed = b"%b%08x" % (event.text, crc32(event.text, seal_of(run_id, kind)))
+    return {"r": run_id, "k": kind, "e": sealed}

@@ -42,9 +42,8 @@ class ConversationStream(LiveEndpoint):
         positions = _asked(scope, len(shards))
         limit = self.settings.viewer_buffer_bytes
         follower = Follower(wire, shards=len(shards), buffer_limit=limit, expires=caller.expires)
-        return ConversationViewing(
-            follower, wire, send, shards, self.settings, self.replay(), look, runs, positions
-        )
+        replay = self.replay().of(caller.user_id)
+        return ConversationViewing(follower, wire, send, shards, self.settings, replay, look, runs, positions)
 
 
 def _asked(scope: Scope, shards: int) -> list[int] | None:

@@ -1,10 +1,9 @@
 """The history endpoints: what the archive holds of a run, streamed page by page."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,6 +17,7 @@ from relay.http.access import Access
 from relay.http.asgi import PIECE_BYTES, Streamed
 from relay.http.document import CONVERSATION_PARAMETER, RUN_PARAMETER
 from relay.http.problems import problem
+from relay.http.shown import RunAsAWhole, history_of, paper_history_of
 from relay.settings import Settings
 from relay.stream.keys import MAX_EVENT_ID, START
 from relay.stream.replay import Replay
@@ -29,35 +29,6 @@ Conversation = Annotated[str, Path(json_schema_extra=CONVERSATION_PARAMETER)]
 RunPath = Annotated[str, Path(json_schema_extra=RUN_PARAMETER)]
 After = Annotated[int, Query(ge=START, le=MAX_EVENT_ID, description="Only events with a higher id")]
 Limit = Annotated[int | None, Query(ge=1, le=PAGE, description="At most this many events")]
-
-
-class PaperGenerationEventModel(BaseModel):
-    """One event of the paper generation."""
-
-    id: int
-    run_id: str
-    step: str
-    substep: str | None
-    progress: float
-    step_progress: float
-    details: dict[str, Any] | None
-    created_at: str
-
-
-class PaperGenerationHistory(BaseModel):
-    """The events of a run, oldest first, and where the newest one of the run stands."""
-
-    run_id: str
-    events: list[PaperGenerationEventModel]
-    latest_step: str | None
-    overall_progress: float
-
-
-class EventHistory(BaseModel):
-    """The events of one kind, oldest first."""
-
-    run_id: str
-    events: list[dict[str, Any]]
 
 
 def router(
@@ -81,7 +52,7 @@ def router(
     @routes.get(
         RUN + PAPER,
         summary="The paper generation of a run, from the archive",
-        responses={200: {"model": PaperGenerationHistory}},
+        responses={200: {"model": paper_history_of(PaperGenerationProgress.table)}},
     )
     async def paper_generation_progress(
         run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
@@ -95,11 +66,15 @@ def router(
                 path,
                 of_table(table),
                 summary=f"The {kind.history_path} of a run, from the archive",
-                responses={200: {"model": EventHistory}},
+                responses={200: {"model": history_of(table)}},
                 name=path,
             )
 
-    @routes.get(RUN, summary="A run with all that happened in it, and the id that this is exact at")
+    @routes.get(
+        RUN,
+        summary="A run with all that happened in it, and the id that this is exact at",
+        responses={200: {"model": RunAsAWhole}},
+    )
     async def everything(run: Annotated[Run, Depends(permitted)]) -> Response:
         snapshot = await replay().snapshot(run.run_id)
         head = b'{"id":%d,"run":%b,' % (

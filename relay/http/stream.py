@@ -33,7 +33,8 @@ class RunStream(LiveEndpoint):
         viewer = Viewer(wire, framing=framing, buffer_limit=limit, expires=caller.expires, reader=right)
         shards = self.shards()
         shard = shards[shard_of_run(run_id, len(shards))]
-        return RunViewing(viewer, wire, send, shard, self.settings, self.replay(), run_id, run, position)
+        replay = self.replay().of(caller.user_id)
+        return RunViewing(viewer, wire, send, shard, self.settings, replay, run_id, run, position)
 
 
 class RunViewing(Viewing):

@@ -17,35 +17,32 @@ from relay.stream.keys import ShardKeys
 word = lru_cache(maxsize=4096)(bulk)
 """A word that comes again: a count, a kind, a name of a run."""
 
-_NO_KEY = bulk(0) + bulk(b"")
+_NO_KEY = bulk(b"") + bulk(b"")
 
 
 class AppendCall:
     """Calls for one shard. Their words are described in functions.lua."""
 
-    def __init__(self, keys: ShardKeys, remember_ms: int, live_runs: int) -> None:
-        self._keys = keys
+    def __init__(self, keys: ShardKeys, remember_ms: int, live_runs: int, known_keys: int) -> None:
         self._function = bulk("FCALL") + bulk(functions.APPEND)
         self._log = bulk(keys.log)
-        self._runs = bulk(keys.runs)
+        self._tables = b"".join(map(bulk, (*keys.once, keys.runs)))
         self._run_log = lru_cache(maxsize=4096)(lambda run_id: bulk(keys.run(run_id)))
         self._remember_ms = bulk(remember_ms)
-        self._live_runs = bulk(live_runs)
+        self._bounds = bulk(live_runs) + bulk(known_keys)
 
     def packed(self, groups: Iterable[tuple[Sequence[NewEvent], str | None]], highest: int) -> bytes:
         """A call that appends groups of events, each with its idempotency key; `highest` is the highest
         ordinal that is known to be taken."""
         runs: dict[str, int] = {}
         names: dict[tuple[str, str], tuple[bytes, int]] = {}
-        once: list[bytes] = []
         words: list[bytes] = []
-        count = 9
+        count = 12
         for events, key in groups:
             if key is None:
                 words.append(_NO_KEY)
             else:
-                once.append(bulk(self._keys.once(key)))
-                words.append(word(len(once)) + bulk(_digest(events)))
+                words.append(bulk(once_name(key)) + bulk(_digest(events)))
             words.append(word(len(events)))
             count += 3 + 3 * len(events)
             for run_id, kind, text in events:
@@ -57,21 +54,25 @@ class AppendCall:
                 words.append(b"%b$%d\r\n%b%08x\r\n" % (name, len(text) + SEAL_BYTES, text, crc32(text, seal)))
         return b"".join(
             [
-                b"*%d\r\n" % (count + 2 * len(runs) + len(once)),
+                b"*%d\r\n" % (count + 2 * len(runs)),
                 self._function,
-                word(len(runs) + len(once) + 2),
+                word(len(runs) + 4),
                 self._log,
                 *map(self._run_log, runs),
-                *once,
-                self._runs,
+                self._tables,
                 word(len(runs)),
                 self._remember_ms,
                 bulk(highest),
-                self._live_runs,
+                self._bounds,
                 *map(word, runs),
                 *words,
             ]
         )
+
+
+def once_name(idempotency_key: str) -> bytes:
+    """By what the key is known in Redis. Hashed: it is input of any length and alphabet."""
+    return blake2b(idempotency_key.encode(), digest_size=16).digest()
 
 
 @lru_cache(maxsize=4096)

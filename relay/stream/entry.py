@@ -5,8 +5,8 @@ own JSON text and its seal. What viewers, history and the archive's insert see i
 with id, run and time spliced around it, so that nothing is parsed and written again on the way.
 
 The seal is a checksum of run, kind and text, as eight hexadecimal digits behind the text: Redis keeps none
-of its own, and a byte that its disk changes would else be archived as if it were sent. An entry without one,
-whose text ends as JSON does, is taken as it is: a version before the seal wrote it.
+of its own, and a byte that its disk changes would else be archived as if it were sent. What has none, or has
+names that no webhook takes, was not written by the relay, and is no entry.
 
 Where the POST of an event is traced, the `traceparent` of its append and a tilde stand between text and seal,
 and are sealed with the text. They are for the trace alone: nobody is shown them.
@@ -28,7 +28,13 @@ SEAL_BYTES = 8
 
 _OPEN, CLOSE = b"{}"
 
-_RUN_ID = re.compile(RUN_ID)
+LARGEST_BODY = 16 * 1024 * 1024
+"""What the body of an event may be allowed to have, in bytes."""
+
+LARGEST_TEXT = 4 * LARGEST_BODY
+"""What becomes of such a body at most. (A number is what grows when it is written anew: 1e15 gets 18.)"""
+
+_NAME = re.compile(RUN_ID.encode())
 
 _TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 
@@ -76,21 +82,29 @@ class MalformedEntry(ValueError):
 
 @lru_cache(maxsize=4096)
 def seal_of(run_id: bytes, kind: bytes) -> int:
-    """Where the checksum of a text of this run and kind starts: crc32(text, this) is the seal."""
+    """Where the checksum of a text of this run and kind starts: crc32(text, this) is the seal.
+
+    Raises MalformedEntry for names that could be more than names where they are put into JSON, or into a row.
+    (Here, since this is asked once for many.)
+    """
+    if not (_NAME.fullmatch(run_id) and _NAME.fullmatch(kind)):
+        raise MalformedEntry("it is damaged: a name in it is not one that the relay writes")
     return crc32(b"%b %b" % (run_id, kind))
 
 
 def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
     id, run_id, kind, text = _parts(stream_id, fields, shard)
+    if len(text) > LARGEST_TEXT:
+        raise MalformedEntry("it is larger than any event")
     return Entry(id, run_id.decode(), kind.decode(), text)
 
 
 def named(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[str, int] | None:
     """Run and id of an entry that can not be decoded, as far as it says; None where it names no run."""
     try:
-        run_id = fields[1].decode()
-        return (run_id, id_of(stream_id, shard)) if _RUN_ID.fullmatch(run_id) else None
+        run_id = fields[1]
+        return (run_id.decode(), id_of(stream_id, shard)) if _NAME.fullmatch(run_id) else None
     except (ValueError, IndexError):
         return None
 
@@ -109,12 +123,9 @@ def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, 
             raise ValueError
     except ValueError as error:
         raise MalformedEntry("it does not have the fields of an event") from error
-    if text and text[-1] != CLOSE:
-        text = _unsealed(run_id, kind, text)
+    text = _unsealed(run_id, kind, text)
     if len(text) <= 2 or text[0] != _OPEN or text[-1] != CLOSE:
         text = untraced(text)
-    if not (run_id.isascii() and kind.isascii()):
-        raise MalformedEntry("a name in it is not one that the relay writes")
     try:
         return id_of(stream_id, shard), run_id, kind, text
     except ValueError as error:

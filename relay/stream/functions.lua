@@ -13,6 +13,9 @@ local NO_GROUP = 'NOGROUP the shard log or its group does not exist'
 local LOOK_AGAIN_MS = 60000
 local LOOKS = 1000
 
+-- Words of one command: far below what Lua can pass to it.
+local WORDS_AT_ONCE = 500
+
 local function ordinal(id)
   local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
   return tonumber(ms) * SEQUENCES + tonumber(sequence)
@@ -122,7 +125,7 @@ local function write(keys, args, a, count, number, written)
       prefix = string.format('%.0f-', (n - sequence) / SEQUENCES)
     end
     local id, run = prefix .. sequence, tonumber(args[a])
-    local name, kind, text = args[4 + run], args[a + 1], args[a + 2]
+    local name, kind, text = args[5 + run], args[a + 1], args[a + 2]
     local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, 'r', name, 'k', kind, 'e', text)
     if not added then return redis.error_reply(NO_LOG) end
     if type(added) == 'table' then return added end
@@ -135,10 +138,33 @@ local function write(keys, args, a, count, number, written)
   end
 end
 
+-- What an idempotency key was used for before, or false.
+--
+-- There are two tables of them. Where the young one has half of what may be remembered, or is as old as a key
+-- has to get, it becomes the old one, and what that held is forgotten: two look-ups and a write in all, however
+-- many there are, and nothing to look for that is too old.
+local function recalled(young, old, once)
+  return redis.pcall('HGET', young, once) or redis.pcall('HGET', old, once)
+end
+
+-- Remembers what keys were used for: `words` are keys and values in turn.
+local function remember(young, old, words, lifetime, most)
+  local left = redis.call('PTTL', young)
+  if left ~= -2 and (left <= lifetime or redis.call('HLEN', young) + #words / 2 > most / 2) then
+    redis.call('UNLINK', old)
+    redis.call('RENAME', young, old)
+    left = -2
+  end
+  for i = 1, #words, WORDS_AT_ONCE do
+    redis.call('HSET', young, unpack(words, i, math.min(i + WORDS_AT_ONCE - 1, #words)))
+  end
+  if left == -2 then redis.call('PEXPIRE', young, 2 * lifetime) end
+end
+
 -- Appends what `append` says, from the ordinal `number` on. Answers nothing, and has written nothing, where
 -- there is already something from there on.
 local function append_from(keys, args, runs, number, now)
-  local remember, known, places = args[2], keys[#keys], nil
+  local young, old, known, places = keys[#keys - 2], keys[#keys - 1], keys[#keys], nil
   local fresh, free, problem = looked_up(keys, runs, number)
   if not free then return nil, problem end
   if fresh then
@@ -146,19 +172,24 @@ local function append_from(keys, args, runs, number, now)
     if problem then return nil, problem end
   end
 
-  local answers, writes, used, again, opened = {}, {}, {}, {}, {}
+  local answers, writes, used, remembered, opened = {}, {}, {}, {}, {}
   local next_ordinal = number
-  local i = 5 + runs
+  local i = 6 + runs
   while i <= #args do
-    local once, digest, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2])
+    local once, digest, count = args[i], args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal
-    local key, new
-    if once > 0 then
-      key = keys[1 + runs + once]
-      local before = used[key] or redis.pcall('GET', key)
+    local new
+    if once ~= '' then
+      local before = used[once] or recalled(young, old, once)
       if type(before) == 'table' then return nil, before end
       if before then
-        if not used[key] then again[#again + 1] = key end
+        -- A key that came again is remembered anew. Whoever then waits for this write (WAITAOF) has waited for
+        -- the one that the key stands for, too, though another connection made that.
+        if not used[once] then
+          used[once] = before
+          remembered[#remembered + 1] = once
+          remembered[#remembered + 1] = before
+        end
         local same, kept = string.match(before, '^(.*):(%d+)$')
         first = same == digest and -tonumber(kept) or -1
       end
@@ -168,7 +199,11 @@ local function append_from(keys, args, runs, number, now)
       if #new > places then first = -2 end
     end
     if first == next_ordinal then
-      if key then used[key] = digest .. ':' .. string.format('%.0f', first) end
+      if once ~= '' then
+        used[once] = digest .. ':' .. string.format('%.0f', first)
+        remembered[#remembered + 1] = once
+        remembered[#remembered + 1] = used[once]
+      end
       for n = 1, new and #new or 0 do
         fresh[new[n]] = nil
         places = places - 1
@@ -191,20 +226,19 @@ local function append_from(keys, args, runs, number, now)
     end
     number = number + writes[w + 1]
   end
-  for key, value in pairs(used) do redis.call('SET', key, value, 'PX', remember) end
+  if remembered[1] then remember(young, old, remembered, tonumber(args[2]), tonumber(args[5])) end
   for n = 1, #opened do redis.call('ZADD', known, now + LOOK_AGAIN_MS, opened[n]) end
-  -- A key that came again is remembered anew. Whoever then waits for this write (WAITAOF) has waited for
-  -- the one that the key stands for, too, though another connection made that.
-  for _, key in ipairs(again) do redis.call('PEXPIRE', key, remember) end
   return answers
 end
 
 -- Appends groups of events, each group whole and in order, to the shard log and the run logs.
 --
--- KEYS  the shard log; the run logs; the keys of idempotency keys; the set of run logs that there are
+-- KEYS  the shard log; the run logs; the young and the old table of idempotency keys; the set of run logs
+--       that there are
 -- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
---       the caller knows to be taken, how many run logs there may be, the runs, then for each group:
---         which idempotency key is its own or 0, a digest of it, its number of events,
+--       the caller knows to be taken, how many run logs there may be, how many idempotency keys to
+--       remember at most, the runs, then for each group:
+--         its idempotency key or nothing, a digest of it, its number of events,
 --         then for each event: which run, kind, text
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it

@@ -125,6 +125,8 @@ class ShardKeys:
         self.claims = self._prefix + "claims"
         """The batches that persisters are at: see claim in functions.lua."""
         self.dead_letters = self._prefix + "dead"
+        self.once = self._prefix + "once:young", self._prefix + "once:old"
+        """What idempotency keys were used for."""
         self.runs = self._prefix + "runs"
         """The run logs that there are, by when to look whether they still exist."""
         self.erased = self._prefix + "erased"
@@ -133,10 +135,6 @@ class ShardKeys:
     def run(self, run_id: str) -> str:
         """The run log."""
         return f"{self._prefix}run:{run_id}"
-
-    def once(self, idempotency_key: str) -> str:
-        """What an idempotency key was used for. Hashed: the key is input of any length and alphabet."""
-        return f"{self._prefix}once:{blake2b(idempotency_key.encode(), digest_size=16).hexdigest()}"
 
     def owner(self, run_id: str) -> str:
         """Whose run it is, as last seen in the database."""

@@ -44,7 +44,7 @@ REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
 """What the function answers instead of an ordinal. (An ordinal below zero is that of a repeat.)"""
 
 UNBOUNDED = 1 << 53
-"""More runs than there can be."""
+"""More runs, or keys, than there can be."""
 
 Settled = Callable[[int | RelayError], None]
 """Is told how an append went: the ordinal of the first event, or why it was not stored."""
@@ -82,9 +82,17 @@ class Publisher:
         deadline_s: float,
         remember_ms: int,
         live_runs: int = UNBOUNDED,
+        known_keys: int = UNBOUNDED,
     ) -> None:
         self._lanes = [
-            _Lane(connect, floor, shard, deadline_s, remember_ms, live_runs) for shard in range(shards)
+            _Lane(
+                connect,
+                floor,
+                deadline_s,
+                ShardKeys(shard),
+                AppendCall(ShardKeys(shard), remember_ms, live_runs, known_keys),
+            )
+            for shard in range(shards)
         ]
 
     async def append(self, events: Sequence[NewEvent], key: str | None = None) -> list[int]:
@@ -132,18 +140,16 @@ class _Lane:
         self,
         connect: Callable[[int], Link],
         floor: Callable[[], Awaitable[int]],
-        shard: int,
         deadline_s: float,
-        remember_ms: int,
-        live_runs: int,
+        keys: ShardKeys,
+        call: AppendCall,
     ) -> None:
-        self._links = [connect(shard) for _ in range(LINKS)]
+        self._links = [connect(keys.shard) for _ in range(LINKS)]
         self._idle = list(self._links)
         self._floor = floor
-        self._shard = shard
-        self._keys = ShardKeys(shard)
+        self._keys = keys
         self._deadline_s = deadline_s
-        self._call = AppendCall(self._keys, remember_ms, live_runs)
+        self._call = call
         self._waiting: list[Group] = []
         self._leaving = False
         self._quiet: asyncio.Future[None] | None = None
@@ -164,7 +170,9 @@ class _Lane:
 
         self.submit(events, key, settled)
         first = await stored
-        return [event_id(StreamId.from_ordinal(first + place), self._shard) for place in range(len(events))]
+        return [
+            event_id(StreamId.from_ordinal(first + place), self._keys.shard) for place in range(len(events))
+        ]
 
     def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
         self._waiting.append(Group(events, key, self._loop.time(), settled))

@@ -8,6 +8,7 @@ there on all that both hold is without a hole.)
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import redis.exceptions
@@ -29,6 +30,7 @@ from relay.stream.keys import (
     stream_id,
     top_of,
 )
+from relay.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ NO_LOG = "The event log is not available; connect again later."
 
 Reply = Sequence[tuple[bytes, Sequence[bytes]]]
 """Entries as the server sends them."""
+
+AT_ONCE = 2
+"""Pages that are read at a time, for all viewers of a worker: each keeps the event loop for milliseconds."""
 
 LATE = 50
 """Events that a run may send after its end before only the database knows that it is over."""
@@ -107,10 +112,20 @@ class Replay:
         self._pages = Sharing[tuple[str, int], Page | None]()
         self._ends = Sharing[str, Record | None]()
         self._logs = Sharing[str, Sequence[Record]]()
+        self._turns = Turns[int | None](AT_ONCE)
+        self._whose: int | None = None
+
+    def of(self, user_id: int) -> "Replay":
+        """The same for one user: what is read for him is read in his turns."""
+        his = copy(self)
+        his._whose = user_id
+        return his
 
     async def after(self, run_id: str, position: int) -> Page | None:
         """What follows `position`; None where the position can not be continued from. Raises Unavailable."""
-        return await self._pages.ask((run_id, position), lambda: self._after(run_id, position))
+        return await self._pages.ask(
+            (run_id, position), lambda: self._turns.take(self._whose, lambda: self._after(run_id, position))
+        )
 
     async def _after(self, run_id: str, position: int) -> Page | None:
         start = str(stream_id(position)) if position != START else "-"
@@ -156,7 +171,7 @@ class Replay:
         if position > await self.top(shard_of_run(run_ids[0], len(self._keys))):
             return None
         start = f"({stream_id(position)}" if position != START else "-"
-        pages = await asyncio.gather(*(self._logged(run_id, start, self._page) for run_id in run_ids))
+        pages = await asyncio.gather(*(self._logged_page(run_id, start) for run_id in run_ids))
         # Where a run log begins is asked last: what it loses meanwhile is archived by then.
         heads = await asyncio.gather(*(self._logged(run_id, "-", 1) for run_id in run_ids))
         trimmed = [
@@ -184,9 +199,9 @@ class Replay:
 
     async def _log(self, run_id: str) -> Sequence[Record]:
         """The whole run log."""
-        logged = list(await self._logged(run_id, "-", self._page))
+        logged = list(await self._logged_page(run_id, "-"))
         while len(logged) % self._page == 0 and logged:
-            page = await self._logged(run_id, f"({stream_id(logged[-1].id)}", self._page)
+            page = await self._logged_page(run_id, f"({stream_id(logged[-1].id)}")
             if not page:
                 break
             logged += page
@@ -205,6 +220,9 @@ class Replay:
             if payloads := b",".join(record.payload for record in logged if record.kind in kinds):
                 yield separator + payloads
             yield b"]"
+
+    async def _logged_page(self, run_id: str, start: str) -> Sequence[Record]:
+        return await self._turns.take(self._whose, lambda: self._logged(run_id, start, self._page))
 
     async def _logged(
         self, run_id: str, start: str, limit: int, *, newest_first: bool = False

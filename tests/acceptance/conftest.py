@@ -15,6 +15,10 @@ from relay.server import listen
 from tests.acceptance.running import CLIENT, Relay, answers, environment_with, relay_up
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "flood: of full size with `make floods`")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def nobody_stays_connected() -> Iterator[None]:
     yield

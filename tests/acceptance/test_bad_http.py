@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.acceptance.floods import SLOW_S, SlowSenders, said, timed
 from tests.acceptance.raw import PROBLEM, closed, connect, exchange, head
 from tests.acceptance.running import EVENTS, Relay, viewer
 from tests.acceptance.test_bad_input import CANARY, JSON, PATH, assert_unharmed, body, log_of
@@ -209,15 +210,19 @@ def test_a_connection_between_two_requests_may_wait_longer(guarded: Relay) -> No
             assert closed(idle)[0] == b"", "a connection without a request is closed meanwhile"
 
 
+@pytest.mark.flood
 def test_500_slow_senders_do_not_slow_the_others(guarded: Relay) -> None:
-    with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(connect(guarded)) for _ in range(500)]
-        for connection in slow:
-            connection.sendall(b"POST / HTTP/1.1\r\nx: ")
-        for _ in range(50):
-            assert_unharmed(guarded)
-        for connection in slow:
-            assert closed(connection)[0].startswith(b"HTTP/1.1 408")
+    run_id = new_run_id()
+
+    def post() -> None:
+        guarded.progress(run_id, progress())
+
+    alone = timed(post, 50, SLOW_S)
+    with SlowSenders(lambda: connect(guarded), 500, b"POST / HTTP/1.1\r\nx: ") as slow:
+        beside = timed(post, 50, SLOW_S)
+        wait_until(lambda: len(slow.answers) >= 500, "each of them to be cut off")
+        assert {answer[:12] for answer in slow.answers} == {b"HTTP/1.1 408"}
+    print(f"\nalone: {said(alone)}\nbeside 500 slow senders: {said(beside)}; {len(slow.answers)} cut off")  # noqa: T201
     assert_unharmed(guarded)
 
 

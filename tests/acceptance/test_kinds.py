@@ -9,6 +9,8 @@ import pytest
 
 from relay import embedded
 from relay.events.registry import REGISTRY
+from relay.http.shown import EVENTS as DECLARED
+from relay.http.shown import RunAsAWhole
 from relay.processes import running
 from relay.stream.keys import created_at
 from tests.acceptance import toy
@@ -69,6 +71,10 @@ def test_an_event_is_shown_archived_and_replayed_alike(relay: Relay, run_id: str
     assert (first["id"] < second["id"], first["occurred_at"]) == (True, MOMENT_UTC)
     assert first["created_at"] == created_at(first["id"])
     assert first.keys() - {"occurred_at"} == {"id", "run_id", *kind.columns, "created_at"}
+    declared = DECLARED[str(kind.table)]
+    for event in (first, second):
+        declared.model_validate(event, strict=True)
+        assert event.keys() <= declared.model_fields.keys()
     assert second.get("occurred_at") == (MOMENT_UTC if name == "artifact" else None)
     assert [get(relay, run_id, "")[str(kind.initial_key)][place] for place in (0, 1)] == [first, second]
     if not kind.ends_run:
@@ -137,6 +143,7 @@ def test_the_run_as_a_whole_is_exact_at_its_id(relay: Relay, run_id: str) -> Non
     for name in ("run_started", "run_log", "run_stage_progress"):
         relay.post(REGISTRY[name].path, body(name, run_id))
     rendered = get(relay, run_id, "")
+    RunAsAWhole.model_validate(rendered, strict=True)
     following = Viewer(relay, run_id, position=rendered["id"]).connected()
     relay.post("/run-log", body("run_log", run_id))
     relay.finish(run_id)

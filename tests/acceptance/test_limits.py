@@ -12,6 +12,7 @@ import psutil
 import pytest
 import redis
 
+from tests.acceptance.floods import READS
 from tests.acceptance.raw import PROBLEM
 from tests.acceptance.running import (
     CONVERSATION,
@@ -30,6 +31,7 @@ from tests.waiting import wait_until
 QUOTA = 50
 EACH, ALL = 3, 5
 REPLAYED = 4
+PAGE = 1000
 PATH = f"{EVENTS}/paper-generation-progress"
 
 
@@ -125,6 +127,7 @@ def test_a_flood_of_junk_runs_stops_at_the_quota_and_memory_with_it(
     assert memory() - before < QUOTA * 20_000
 
 
+@pytest.mark.flood
 def test_a_flood_of_reads_makes_no_key(limited: Relay, store: redis.Redis) -> None:
     limited.claim(new_run_id())
     keys = store.dbsize()
@@ -139,15 +142,30 @@ def test_a_flood_of_reads_makes_no_key(limited: Relay, store: redis.Redis) -> No
                 answer.read()
                 return answer.status
 
-        for number in range(1000):
+        for number in range(READS // 5):
             run = f"/conversations/{CONVERSATION}/idea/research-run/junk-{number}"
             assert status("GET", f"{run}/events", mine) == 404
             assert status("HEAD", f"{run}/events", others) == 403
             assert status("GET", f"{run}/paper-generation-progress", mine) == 404
             assert status("GET", f"/conversations/{10**9 + number}/events", mine) == 404
             assert status("GET", f"/junk-{number}", mine) == 404
+    grown = psutil.Process(pid).memory_info().rss - memory
+    print(f"\n{READS} reads: {keys} keys before, {store.dbsize()} after; {grown / 1e6:.1f} MB more")  # noqa: T201
     assert store.dbsize() == keys
-    assert psutil.Process(pid).memory_info().rss - memory < 30_000_000
+    assert grown < 30_000_000
+
+
+@pytest.mark.usefixtures("store")
+def test_a_page_of_history_has_so_many_events_and_no_more(limited: Relay) -> None:
+    run_id = new_run_id()
+    limited.claim(run_id)
+    item = {"run_id": run_id, "kind": "paper_generation_progress", "event": progress()}
+    assert limited.http.post(f"{EVENTS}/batch", json=[item] * PAGE).status_code == 204
+    limited.progress(run_id, progress())
+    whole = limited.archived(run_id, PAGE + 1)
+    page = limited.history(run_id, limit=PAGE)
+    assert (page.status_code, page.json()["events"]) == (200, whole[:PAGE])
+    assert limited.history(run_id, limit=PAGE + 1).status_code == 422
 
 
 def nobody_watches(relay: Relay) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import redis
 from uvicorn.config import STARTUP_FAILURE
 
+from relay.stream.entry import SEAL_BYTES, NewEvent
 from tests.acceptance.running import (
     CLIENT,
     CONVERSATION,
@@ -24,7 +25,7 @@ from tests.acceptance.running import (
     web_worker,
 )
 from tests.canaries import SECRET, TOKEN
-from tests.factories import new_run_id, progress
+from tests.factories import entry, new_run_id, progress
 from tests.waiting import wait_until
 
 
@@ -142,7 +143,8 @@ def test_tail_says_why_it_is_not_let_in(relay: Relay) -> None:
 
 def test_dead_letters_are_listed_shown_and_requeued(relay: Relay) -> None:
     client = redis.Redis.from_url(relay.redis_url)
-    client.xadd("relay:{0}:log", {"r": "run-1", "k": "unheard_of", "e": '{"text":"π"}'})
+    unheard_of = NewEvent("run-1", "unheard_of", '{"text":"π"}'.encode())
+    client.xadd("relay:{0}:log", entry(unheard_of))
     client.close()
 
     def listed() -> list[str]:
@@ -152,7 +154,8 @@ def test_dead_letters_are_listed_shown_and_requeued(relay: Relay) -> None:
     key, run_id, kind, reason = line.split("\t")
     assert (run_id, kind, reason) == ("run-1", "unheard_of", "its kind is not known to this version")
     shown = command("persister", "dead-letters", "show", key, **stores(relay))
-    assert json.loads(shown.stdout) | {"e": '{"text":"π"}', "reason": reason} == json.loads(shown.stdout)
+    said = json.loads(shown.stdout)
+    assert (said["e"][:-SEAL_BYTES], said["reason"]) == ('{"text":"π"}', reason)
     requeued = command("persister", "dead-letters", "requeue", "--all", **stores(relay))
     assert (requeued.returncode, requeued.stdout) == (1, f"{key}\tthis version can not read it\n")
     unknown = command("persister", "dead-letters", "show", "0/1-1", **stores(relay))

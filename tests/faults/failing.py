@@ -141,11 +141,9 @@ def dawdle(times: int) -> None:
 
 
 def other_version(times: int) -> None:
-    """No failure: the same functions under the names of another version, and entries as they were before they
-    had a seal."""
+    """No failure: the same functions under the names of another version."""
     other = "0" * len(functions.VERSION)
     functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
-    functions.LIBRARY = functions.LIBRARY.replace("'e', text)", "'e', string.sub(text, 1, -9))")
     for name in ("APPEND", "OPEN", "CLAIM", "TAKE_OVER", "SETTLE"):
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
 

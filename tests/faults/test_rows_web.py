@@ -67,7 +67,7 @@ async def test_row_03_a_worker_is_frozen_for_ten_seconds(world: World, row: Row)
 async def test_row_04_old_and_new_versions_work_side_by_side(world: World, row: Row) -> None:
     """A rolling upgrade, worker by worker and then the persister: 204 throughout, viewers go on by id at the
     other version, and both drain one group. (There is no release before this one. What stands for it has its
-    functions under other names, and writes entries as they were before they had a seal.)"""
+    functions under other names.)"""
     await world.add_valkey()
     old = await asyncio.gather(*(world.add_web("failing", "other_version") for _ in range(2)))
     before = await world.add_persister("failing", "other_version")

@@ -21,17 +21,14 @@ Group = tuple[str | None, str, list[tuple[str, str]]]
 """(idempotency key, digest, [(run, text)])."""
 
 
-def append(store: redis.Redis, *groups: Group, quota: int = 1000) -> list[int]:
+def append(store: redis.Redis, *groups: Group, quota: int = 1000, known_keys: int = 1000) -> list[int]:
     runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
-    once: list[str] = []
-    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR, quota, *runs]
+    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR, quota, known_keys, *runs]
     for key, digest, events in groups:
-        if key is not None:
-            once.append(KEYS.once(key))
-        args += [len(once) if key is not None else 0, digest, len(events)]
+        args += [key or "", digest, len(events)]
         for run, text in events:
             args += [runs.index(run) + 1, "toy", text]
-    keys = [KEYS.log, *map(KEYS.run, runs), *once, KEYS.runs]
+    keys = [KEYS.log, *map(KEYS.run, runs), *KEYS.once, KEYS.runs]
     answer: Any = store.fcall(functions.APPEND, len(keys), *keys, *args)
     return list(answer)
 

@@ -26,7 +26,7 @@ from relay.stream.entry import NewEvent
 from relay.stream.keys import EPOCH_MS, MAX_SHARDS, ShardKeys, shard_of_run
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
-from tests.factories import progress
+from tests.factories import entry, progress
 from tests.faults.failover import Cluster, ask
 
 SHARDS = 8
@@ -145,9 +145,7 @@ def bury(client: redis.Redis, shard: int, kind: str, ago_h: int = 0) -> str:
     letter: dict[Any, Any] = {
         "id": stream_id,
         "reason": "why",
-        "r": f"run-{shard}",
-        "k": kind,
-        "e": event("").text,
+        **entry(event(f"run-{shard}")._replace(kind=kind)),
     }
     id: Any = client.xadd(keys.dead_letters, letter, id=f"{ms}-{shard}")
     return f"{shard}/{id.decode()}"

@@ -24,7 +24,7 @@ from relay.stream.group import claims
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
-from tests.factories import event
+from tests.factories import entry, event
 from tests.sql import rows, sql
 from tests.waiting import wait_until
 
@@ -249,10 +249,14 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
 ) -> None:
     await publisher.append([event(), NewEvent("run-1", "from_the_future", b'{"n":1}')])
     client.xadd(KEYS.log, {"some": "thing"})
+    client.xadd(KEYS.log, {**entry(event()), "e": event().text})
+    client.xadd(KEYS.log, {**entry(event()), "r": 'run-1","id":"1'})
     drain(persister())
     assert [letter.reason for letter in DeadLetters([client])] == [
         "its kind is not known to this version",
         "it does not have the fields of an event",
+        "it is damaged: its checksum does not fit",
+        "it is damaged: a name in it is not one that the relay writes",
     ]
     assert (len(rows(servers.database_url)), pending(client)) == (1, 0)
 

@@ -61,27 +61,64 @@ def test_a_key_that_comes_again_with_other_events_is_refused_alone(opened: redis
     assert [text for _, text in entries(opened, KEYS.log)] == ["1", "3"]
 
 
-def test_keys_are_forgotten_after_a_while(opened: redis.Redis) -> None:
-    append(opened, ("k", "digest", [("a", "1")]))
-    left: Any = opened.pttl(KEYS.once("k"))
-    assert 0 < left <= REMEMBER_MS
+YOUNG, OLD = KEYS.once
+
+
+def test_keys_are_remembered_for_as_long_as_was_said_and_forgotten_after_twice_that(
+    opened: redis.Redis,
+) -> None:
+    first: Group = ("first", "digest", [("a", "1")])
+    (stored,) = append(opened, first)
+    left: Any = opened.pttl(YOUNG)
+    assert REMEMBER_MS < left <= 2 * REMEMBER_MS
+    opened.pexpire(YOUNG, REMEMBER_MS)  # as long as was said has gone by
+    append(opened, ("second", "digest", [("a", "2")]))
+    assert (opened.hlen(YOUNG), opened.hlen(OLD)) == (1, 1)
+    assert 0 < opened.pttl(OLD) <= REMEMBER_MS
+    assert append(opened, first) == [-stored]
 
 
 def test_a_key_that_comes_again_is_remembered_anew(opened: redis.Redis) -> None:
     group: Group = ("k", "digest", [("a", "1")])
     append(opened, group)
-    opened.pexpire(KEYS.once("k"), 1000)
+    opened.rename(YOUNG, OLD)
     append(opened, group)
-    left: Any = opened.pttl(KEYS.once("k"))
-    assert left > 1000
+    assert opened.hkeys(YOUNG) == [b"k"]
+    assert opened.pttl(YOUNG) > REMEMBER_MS
 
 
-@pytest.mark.parametrize("spoilt", ["run", "once", "log", "runs"])
+def test_so_many_keys_are_remembered_and_no_more_and_always_the_newest_half(opened: redis.Redis) -> None:
+    def used(number: int) -> int:
+        return append(opened, (str(number), "digest", [("a", "1")]), known_keys=10)[0]
+
+    stored = []
+    for number in range(33):
+        stored.append(used(number))
+        assert opened.hlen(YOUNG) + opened.hlen(OLD) <= 10
+    assert opened.hlen(YOUNG) + opened.hlen(OLD) == 8
+    assert [used(number) for number in range(28, 33)] == [-first for first in stored[28:]]
+    assert used(0) > stored[-1], "it is too long ago: a repeat is news"
+
+
+def test_keys_of_one_call_are_counted_together(opened: redis.Redis) -> None:
+    def call(first: int, count: int) -> None:
+        keys = map(str, range(first, first + count))
+        append(opened, *((key, "digest", [("a", "1")]) for key in keys), known_keys=1000)
+
+    call(0, 499)
+    call(1000, 1)
+    assert (opened.hlen(YOUNG), opened.hlen(OLD)) == (500, 0)
+    call(2000, 300)
+    assert (opened.hlen(YOUNG), opened.hlen(OLD)) == (300, 500)
+    call(3000, 201)
+    assert (opened.hlen(YOUNG), opened.hlen(OLD)) == (201, 300)
+
+
+@pytest.mark.parametrize("spoilt", ["run", "young", "old", "log", "runs"])
 def test_where_anything_is_wrong_nothing_is_written(opened: redis.Redis, spoilt: str) -> None:
     append(opened, (None, "", [("a", "1")]))
-    key = {"run": KEYS.run("b"), "once": KEYS.once("k"), "log": KEYS.log, "runs": KEYS.runs}[spoilt]
-    opened.delete(key)
-    opened.hset(key, "not", "what it should be")
+    key = {"run": KEYS.run("b"), "young": YOUNG, "old": OLD, "log": KEYS.log, "runs": KEYS.runs}[spoilt]
+    opened.set(key, "not what it should be")
     before = everything(opened)
     with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
         append(opened, (None, "", [("a", "2")]), ("k", "digest", [("b", "3")]))
@@ -102,7 +139,7 @@ def test_groups_with_new_runs_beyond_the_quota_are_refused_alone(opened: redis.R
     assert answers[1] == answers[3] == -2
     assert [text for _, text in entries(opened, KEYS.log)] == ["1", "2", "3", "4", "5", "6"]
     assert set(opened.keys(KEYS.run("*"))) == {KEYS.run(run).encode() for run in "abc"}
-    assert not opened.exists(KEYS.once("k"))
+    assert not opened.exists(YOUNG)
     assert append(opened, (None, "", [("a", "7")]), quota=1) > [0], "a run that is there is not new"
 
 

@@ -1,5 +1,6 @@
 """The past on real servers: run log and archive as one, with no hole in between."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -23,9 +24,11 @@ from relay.history import (
 from relay.stream.entry import NewEvent
 from relay.stream.keys import START, ShardKeys, created_at
 from relay.stream.publish import Publisher
+from relay.stream.replay import AT_ONCE as PAGES_AT_ONCE
 from relay.stream.replay import Replay
 from tests.conftest import Servers
 from tests.factories import event
+from tests.waiting import until
 
 RUN = "run-1"
 LOG = ShardKeys(0).run(RUN)
@@ -229,3 +232,28 @@ async def test_rows_come_back_as_named_tuples(
     assert get_latest_paper_generation_event(connection, RUN) == rows[-1]
     assert get_latest_paper_generation_event(connection, "run-2") is None
     connection.close()
+
+
+async def test_a_storm_of_one_user_does_not_starve_another(replay: Replay, publisher: Publisher) -> None:
+    """Fifty viewers of one user come back, each to another place of a long run, and one of another user."""
+    ids = await publisher.append([event() for _ in range(100)])
+    few = await publisher.append([event("run-2") for _ in range(6 * AT_ONCE)])
+    read = 0
+
+    async def come_back(position: int) -> None:
+        nonlocal read
+        noisy = replay.of(1)
+        while (page := await noisy.after(RUN, position)) and page.records:
+            position, read = page.records[-1].id, read + 1
+
+    storm = [asyncio.create_task(come_back(position)) for position in ids[:50]]
+    await until(lambda: read > 0, "the storm to begin")
+    before, got = read, [few[0]]
+    while (page := await replay.of(2).after("run-2", got[-1])) and page.records:
+        got += [record.id for record in page.records]
+    meanwhile = read - before
+    await asyncio.gather(*storm)
+    assert got == few
+    pages = 7
+    assert meanwhile <= pages * (PAGES_AT_ONCE + 2)
+    assert read > 10 * meanwhile / pages, "it was a storm"

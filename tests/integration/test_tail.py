@@ -17,7 +17,7 @@ from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
 from relay.stream.tail import Tailer
 from tests.conftest import Servers
-from tests.factories import event
+from tests.factories import entry, event
 from tests.unit.test_hub import Wire
 from tests.waiting import until
 
@@ -102,9 +102,7 @@ async def test_what_comes_and_is_gone_at_once_is_no_news(
             both.xadd(log, {"some": "run-1"}, id="1-1")
             both.xdel(log, "1-1")
             both.execute()
-        store.xadd(
-            log, {"r": "run-1", "k": "paper_generation_progress", "e": event().text}, id="2000000000000-0"
-        )
+        store.xadd(log, entry(event()), id="2000000000000-0")
         await until(lambda: len(seen(tailed.wire)) == 1, "the event")
     assert [record.getMessage() for record in caplog.records] == []
 

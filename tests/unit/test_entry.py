@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.events.intake import parse_event
+from relay.events.registry import REGISTRY
 from relay.stream import entry as module
 from relay.stream.calls import AppendCall
 from relay.stream.entry import (
@@ -27,7 +29,7 @@ from relay.stream.keys import EPOCH_MS, ShardKeys
 ID = f"{EPOCH_MS}-0".encode()
 TEXT = b'{"step":"paper_writeup","progress":0.5}'
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-CALL = AppendCall(ShardKeys(0), 1000, 20_000)
+CALL = AppendCall(ShardKeys(0), 1000, 20_000, 1000)
 
 names = st.from_regex(r"[A-Za-z0-9._:-]{1,30}", fullmatch=True)
 members = st.dictionaries(st.text(), st.none() | st.floats(allow_nan=False) | st.text(), min_size=1)
@@ -61,8 +63,49 @@ def test_the_seal_is_no_part_of_the_text() -> None:
     assert decode(ID, sealed(b"run-1", b"toy", TEXT), 0)[1:] == ("run-1", "toy", TEXT)
 
 
-def test_an_entry_of_before_there_were_seals_is_taken_as_it_is() -> None:
-    assert decode(ID, fields(b"run-1", b"toy", TEXT), 0).text == TEXT
+@pytest.mark.parametrize("text", [TEXT, b"", b"{}", TEXT + b"0" * SEAL_BYTES, TEXT[:-1]])
+def test_what_has_no_seal_is_no_entry(text: bytes) -> None:
+    with pytest.raises(MalformedEntry, match="its checksum does not fit"):
+        decode(ID, fields(b"run-1", b"toy", text), 0)
+
+
+def test_a_seal_that_ends_as_json_does_is_no_sign_that_there_is_none() -> None:
+    whole = sealed(b"run-1", b"toy", TEXT)
+    with pytest.raises(MalformedEntry, match="its checksum does not fit"):
+        decode(ID, [*whole[:5], whole[5][:-1] + b"}"], 0)
+
+
+@pytest.mark.parametrize(
+    "name", [b"", b'a","b":"', b"a\tb", b"a/b", b"{a}", b"a" * 129, "ä".encode(), b"a\n"]
+)
+def test_a_name_that_no_webhook_takes_is_in_no_entry(name: bytes) -> None:
+    def fitting(run_id: bytes, kind: bytes) -> list[bytes]:
+        return fields(run_id, kind, b"%b%08x" % (TEXT, crc32(TEXT, crc32(b"%b %b" % (run_id, kind)))))
+
+    assert decode(ID, fitting(b"run-1", b"toy"), 0).text == TEXT
+    for item in (fitting(name, b"toy"), fitting(b"run-1", name)):
+        with pytest.raises(MalformedEntry, match="a name in it"):
+            decode(ID, item, 0)
+
+
+@pytest.mark.parametrize(("signs", "taken"), [(10, True), (11, False)])
+def test_an_entry_may_be_so_large_and_no_larger(
+    signs: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST_TEXT", 10)
+    text = b'{"a":' + b"1" * (signs - 6) + b"}"
+    with contextlib.nullcontext() if taken else pytest.raises(MalformedEntry, match="larger than any event"):
+        assert decode(ID, sealed(b"run-1", b"toy", text), 0).text == text
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=50, max_size=50))
+def test_no_text_is_larger_than_four_times_its_body(numbers: list[float]) -> None:
+    kind = REGISTRY["paper_generation_progress"]
+    for written_as in (f"{number:e}".replace("e+", "e").replace(".000000", "") for number in numbers):
+        details = f'{{"n":[{",".join([written_as] * 300)}]}}'
+        event = f'{{"step":"s","progress":1,"step_progress":1,"details":{details}}}'
+        text = parse_event(kind, f'{{"run_id":"r","event":{event}}}'.encode(), None).text
+        assert len(text) < 4 * len(event)
 
 
 @pytest.mark.parametrize("damaged", [1, 3, 5], ids=["the run", "the kind", "the text or its seal"])

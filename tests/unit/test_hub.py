@@ -93,6 +93,29 @@ async def test_a_viewer_that_does_not_read_is_held_until_it_does(hub: Hub) -> No
     assert ids(wire) == [1, 2]
 
 
+@pytest.mark.parametrize(("unread", "state"), [(100, State.LIVE), (101, State.HELD)])
+async def test_so_many_bytes_may_wait_for_a_viewer_and_no_more(hub: Hub, unread: int, state: State) -> None:
+    wire, many = Wire(), Wire()
+    viewer, follower = new_viewer(hub, wire), Follower(many, shards=1, buffer_limit=100)
+    hub.register(follower, RUN)
+    wire.unread = many.unread = unread
+    for each in (viewer, follower):
+        each.release()
+    hub.dispatch(RUN, [frame(1)])
+    hub.flush()
+    assert (len(wire.written), viewer.state) == (1, state)
+    assert (len(many.written), follower.state) == (1, state)
+
+
+@pytest.mark.parametrize(("bursts", "kept"), [(BACKLOG, True), (BACKLOG + 1, False)])
+async def test_so_much_news_is_kept_for_a_held_viewer_and_no_more(hub: Hub, bursts: int, kept: bool) -> None:
+    viewer = new_viewer(hub, wire := Wire())
+    for id in range(1, bursts + 1):
+        hub.dispatch(RUN, [frame(id)])
+    assert viewer.release() is kept
+    assert ids(wire) == (list(range(1, bursts + 1)) if kept else [])
+
+
 async def test_a_viewer_that_missed_too_much_reads_the_log_again(hub: Hub) -> None:
     viewer = new_viewer(hub, wire := Wire())
     for id in range(1, BACKLOG + 3):

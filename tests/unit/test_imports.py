@@ -54,6 +54,7 @@ LAYERS = [
         "relay.sse",
         "relay.errors",
         "relay.sharing",
+        "relay.turns",
         "relay.garbage",
         "relay.metrics",
         "relay.logs",

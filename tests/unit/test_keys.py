@@ -83,7 +83,7 @@ def test_all_keys_of_a_shard_share_its_hash_tag() -> None:
         names.dead_letters,
         names.runs,
         names.run("r"),
-        names.once("any {key}"),
+        *names.once,
         names.owner("r"),
     ]
     assert len(set(made)) == len(made)

@@ -20,6 +20,7 @@ from relay.hub import Burst, chunk
 from relay.sse import Frame, Framing
 from relay.stream.entry import decode, frame
 from relay.stream.keys import EPOCH_MS, StreamId, event_id
+from tests.factories import entry
 from tests.unit.test_sse import parse
 
 texts = st.text(
@@ -53,7 +54,7 @@ def frame_of(number: int, value: object, raw: bool) -> Frame:
         )
     taken = parse_event(PaperGenerationProgress, written.encode())
     stream_id = f"{EPOCH_MS + number}-0".encode()
-    fields = (b"r", taken.run_id.encode(), b"k", taken.kind.encode(), b"e", taken.text)
+    fields = [part for name, value in entry(taken).items() for part in (name.encode(), value)]
     made = frame(decode(stream_id, fields, 0).record)
     assert made is not None
     return made
