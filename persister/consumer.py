@@ -89,6 +89,8 @@ class Consumer:
     def claim(self) -> Batch | None:
         """The next batch: own backlog, then what a silent peer left, then what is new. Waits for news, and
         answers None where there is none. Raises NotKept."""
+        if self._position is None:
+            self._look()
         with self._connection() as connection:
             if self._backlog:
                 if batch := self._take_over(connection):
@@ -98,12 +100,10 @@ class Consumer:
                 if batch := self._take_over(connection, int(self._settings.persister_claim_s * 1000)):
                     return batch
                 self._take_over_at = time.monotonic() + self._settings.persister_claim_s / 2
-            if self._position is None:
-                self._look(connection)
             batch = self._claim_new(connection, BLOCK_MS)
-            if batch is None:
-                self._look(connection)
-            return batch
+        if batch is None:
+            self._position = None  # where there is no news, the log may be another one, or set back
+        return batch
 
     def claim_more(self, settlement: Settlement | None = None) -> Batch | None:
         """New entries beside a batch that is under way, without waiting for any; None also where it is time
@@ -193,17 +193,16 @@ class Consumer:
         self._position, claimed = self._kept(connection, *words)
         return bool(claimed)
 
-    def _look(self, connection: Any) -> None:
+    def _look(self) -> None:
         """Finds the position of the group. Where the log is new, or lost, it is made."""
         position = last_delivered(self._redis, self._keys.log)
-        if position is not None:
-            self._position = str(position).encode()
-        else:
+        if position is None:
             # From its beginning on, since what is archived already is left out. And above all ids in the
             # archive, since they never come again.
             floor = ordinal_above(self._highest())
-            self._call(connection, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
-            self._position = b"0-0"
+            with self._connection() as connection:
+                self._call(connection, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
+        self._position = str(position or StreamId(0, 0)).encode()
 
     def _take_over(self, connection: Any, idle_ms: int | None = None) -> Batch | None:
         """What was claimed and not settled: by this persister, or by whom that long ago."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from hashlib import sha256
 
 import jwt
-from jwt.exceptions import PyJWTError
 
 from relay.auth.reread import Reread
 from relay.errors import Misconfigured, Unavailable
@@ -22,6 +21,9 @@ ASK_AGAIN_S = 10.0
 """A key that is not known may be new. Whoever invents names of keys has the set read this often, no more."""
 
 
+UNREAD = "The keys of viewers' tokens can not be read; try again later."
+
+
 class KeySet:
     """The keys in force. `changed` is called after they were replaced."""
 
@@ -32,6 +34,8 @@ class KeySet:
         self._fingerprints: frozenset[str] = frozenset()
         self._asking = asyncio.Lock()
         self._asked = float("-inf")
+        self._known = False
+        """Whether the keys could be read when they were last asked for."""
 
     async def find(self, name: str | None, algorithm: str) -> jwt.PyJWK | None:
         """The key of that name and for that algorithm; without a name, the only one there is.
@@ -43,14 +47,20 @@ class KeySet:
             await self._ask_again()
             key = self._get(name, algorithm)
         if self._keys is None:
-            raise Unavailable("The keys of viewers' tokens can not be read; try again later.")
+            raise Unavailable(UNREAD)
         return key
 
     async def holds(self, fingerprint: str) -> bool:
-        """Whether a key is still in force. It may also be one that another worker knew first."""
+        """Whether a key is still in force. It may also be one that another worker knew first.
+
+        Raises Unavailable where that can not be said, since the keys could not be read when they were last.
+        """
         if fingerprint not in self._fingerprints:
             await self._ask_again()
-        return fingerprint in self._fingerprints
+        held = fingerprint in self._fingerprints
+        if not held and not self._known:
+            raise Unavailable(UNREAD)
+        return held
 
     def _get(self, name: str | None, algorithm: str) -> jwt.PyJWK | None:
         fitting = [
@@ -64,16 +74,19 @@ class KeySet:
             if now - self._asked < ASK_AGAIN_S:
                 return
             self._asked = now
+            self._known = False
             try:
                 await self.source.read()
             except Misconfigured as error:
                 log.warning("%s", error)
+            else:
+                self._known = True
 
     def _take(self, content: bytes) -> None:
         """Raises ValueError."""
         try:
             keys = jwt.PyJWKSet.from_json(content.decode()).keys
-        except (PyJWTError, AttributeError, TypeError, ValueError):
+        except Exception:  # whatever the library makes of it, KeyError and RecursionError among others
             raise ValueError("it is no JSON Web Key Set with a usable key") from None
         self._keys = [
             key for key in keys if key.algorithm_name in ALGORITHMS and key.public_key_use in (None, "sig")

@@ -5,6 +5,7 @@ one question after the other. A store that does not answer takes nobody's right 
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -14,6 +15,8 @@ from relay.auth.viewers import Caller
 from relay.errors import Refused, RelayError
 from relay.http.access import Access
 from relay.hub import Hub, Wake
+
+log = logging.getLogger(__name__)
 
 READERS = 10_000
 """Rights that those who come share, instead of each having one in memory."""
@@ -68,6 +71,8 @@ class Recheck:
             return True
         except RelayError:
             return False
+        except Exception:  # and the others are asked about all the same
+            log.exception("it could not be asked whether a run may still be watched")
         return False
 
 

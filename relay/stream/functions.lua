@@ -150,7 +150,7 @@ end
 -- Remembers what keys were used for: `words` are keys and values in turn.
 local function remember(young, old, words, lifetime, most)
   local left = redis.call('PTTL', young)
-  if left ~= -2 and (left <= lifetime or redis.call('HLEN', young) + #words / 2 > most / 2) then
+  if left ~= -2 and (left <= 1.5 * lifetime or redis.call('HLEN', young) + #words / 2 > most / 2) then
     redis.call('UNLINK', old)
     redis.call('RENAME', young, old)
     left = -2
@@ -158,7 +158,9 @@ local function remember(young, old, words, lifetime, most)
   for i = 1, #words, WORDS_AT_ONCE do
     redis.call('HSET', young, unpack(words, i, math.min(i + WORDS_AT_ONCE - 1, #words)))
   end
-  if left == -2 then redis.call('PEXPIRE', young, 2 * lifetime) end
+  -- Longer than until the next turn, which unlinks it in the background: a table of millions that expires
+  -- holds up servers before Redis 8.
+  if left == -2 then redis.call('PEXPIRE', young, math.floor(2.5 * lifetime)) end
 end
 
 -- Appends what `append` says, from the ordinal `number` on. Answers nothing, and has written nothing, where

@@ -123,24 +123,30 @@ class Replay:
 
     async def after(self, run_id: str, position: int) -> Page | None:
         """What follows `position`; None where the position can not be continued from. Raises Unavailable."""
-        return await self._pages.ask(
-            (run_id, position), lambda: self._turns.take(self._whose, lambda: self._after(run_id, position))
-        )
+        return await self._pages.ask((run_id, position), lambda: self._after(run_id, position))
 
     async def _after(self, run_id: str, position: int) -> Page | None:
-        start = str(stream_id(position)) if position != START else "-"
-        reply = await self._read(run_id, start, self._page + 1)
-        if known := self._recent.get((run_id, position), reply):
-            return known
-        logged = self._decoded(run_id, reply)
-        if logged and logged[0].id == position:
-            return self._recent.keep((run_id, position), reply, self._paged(logged, position))
+        # A turn ends before the archive is asked: who waits for PostgreSQL keeps nobody from the log.
+        page, logged = await self._turns.take(self._whose, lambda: self._in_log(run_id, position))
+        if page:
+            return page
         # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
         before = logged[0].id if logged else None
         archived = await self._archive.records([run_id], position, before, self._page + 1)
         if position != START and (not archived or archived[0].id != position):
             return None
         return self._paged(archived if len(archived) > self._page else [*archived, *logged], position)
+
+    async def _in_log(self, run_id: str, position: int) -> tuple[Page | None, Sequence[Record]]:
+        """What follows the position, where the log has that; else what the log has."""
+        start = str(stream_id(position)) if position != START else "-"
+        reply = await self._read(run_id, start, self._page + 1)
+        if known := self._recent.get((run_id, position), reply):
+            return known, ()
+        logged = self._decoded(run_id, reply)
+        if logged and logged[0].id == position:
+            return self._recent.keep((run_id, position), reply, self._paged(logged, position)), ()
+        return None, logged
 
     async def end(self, run_id: str) -> Record | None:
         """The end of the run, where only late events came after it. Raises Unavailable."""

@@ -265,12 +265,12 @@ def test_redis_refuses_each_what_it_does_not_need(
 
 
 def test_a_function_gives_nobody_what_it_may_not_do_itself(deployment: Deployment) -> None:
-    claims = "relay:{0}:claims-of-nobody"
-    with contextlib.closing(deployment.redis("web")) as client:
-        client.hset(claims, "1-0", "2-0 0 1 persister")
-        with pytest.raises(redis.exceptions.ResponseError, match="ACL"):
-            client.fcall(functions.SETTLE, 2, claims, "relay:{0}:dead", "1-0", "2-0", 1000, 1)
-        client.unlink(claims)
+    log = "relay:{0}:log"
+    with (
+        contextlib.closing(deployment.redis("web")) as client,
+        pytest.raises(redis.exceptions.ResponseError, match="ACL"),
+    ):
+        client.fcall(functions.TRIM, 2, log, log, "persister", 0)
 
 
 @pytest.mark.parametrize(

@@ -175,15 +175,15 @@ def test_the_connections_to_redis_do_not_grow_with_the_viewers(sturdy: Relay) ->
 
     viewers = [Viewer(sturdy, run_id).connected()]
     sturdy.progress(run_id, progress())
-    # This test's own, two persisters', and of the worker one to append, one to tail, one to ask.
-    wait_until(lambda: connections() == 6, "one connection for each purpose")
+    # This test's own, two persisters', and of the worker one or two to append, one to tail, one to ask.
+    wait_until(lambda: connections() in (6, 7), "one connection for each purpose")
     viewers += [Viewer(sturdy, run_id) for _ in range(499)]
     for watching in viewers:
         watching.connected()
     sturdy.progress(run_id, progress())
     for watching in viewers:
         wait_until(lambda watching=watching: len(watching.events()) == 2, "both events")  # type: ignore[misc]
-    assert connections() == 6
+    assert connections() <= 7
     for watching in viewers:
         watching.cut()
     client.close()

@@ -266,6 +266,7 @@ class Logs(RuleBasedStateMachine):
             self.model.archive |= {entry.id: entry.record for entry in entries}
         self.redis.flushall()
         self.model.lose()
+        self.hands.clear()
         for consumer in self.consumers.values():
             consumer.restart()
 

@@ -3,9 +3,12 @@ pipeline has loaded it itself."""
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 _API = "opentelemetry.trace"
+
+SAMPLED = 1
 
 
 def finder() -> Callable[[], Any] | None:
@@ -22,7 +25,8 @@ def _current() -> Any:
 
 def traceparent(contexts: Sequence[Any]) -> str | None:
     """The header of W3C Trace Context for the last of these spans that is recorded."""
-    for context in reversed(contexts):
-        if context is not None and context.is_valid and context.trace_flags.sampled:
-            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+    with suppress(Exception):  # whatever stands for a span there: events are worth more than their trace
+        for context in reversed(contexts):
+            if context is not None and context.is_valid and context.trace_flags & SAMPLED:
+                return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
     return None
