@@ -376,13 +376,15 @@ local function settle(keys, args)
     i = i + 1 + tonumber(args[i])
   end
   redis.call('HDEL', claims, args[1])
+  -- What is up to its newest entry is archived, but for what others are still at: asked once for all runs.
+  local others_from = archived_up_to(claims, math.huge)
   for r = 1, runs do
     local run, newest = keys[2 + r], args[4 + r]
     local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
     if tip and tip[1] == newest then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
-      local archived = stream_id(archived_up_to(claims, ordinal(newest)))
+      local archived = stream_id(math.min(others_from, ordinal(newest)))
       local removable = redis.call('XRANGE', run, '-', archived, 'COUNT', length - keep)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)
     end
