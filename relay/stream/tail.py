@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 BATCH = 500
 """Entries in one read: with the largest of them, a reply of some 100 MB, and a busy loop for long."""
 
+TURNS = 3
+"""Of the event loop between news and the next read: one sees what came in while the hub wrote, the next
+sends it to Redis, and the read then brings that as well. It goes out in one write for each viewer."""
+
 BACKOFF_S = (0.05, 2.0)
 STALLED_S = 30.0
 """A tailer that was not run for that long, since its process or machine was stopped, does not trust its
@@ -124,6 +128,17 @@ class Tailer:
     def _read(self, position: bytes, quiet: "asyncio.Future[bytes]") -> None:
         self._link.ask(self._read_after + bulk(position), partial(self._news, position, quiet))
 
+    def _read_on(self, position: bytes, quiet: "asyncio.Future[bytes]", turns: int = TURNS) -> None:
+        if quiet.done():  # this was cancelled
+            return
+        if turns:
+            asyncio.get_running_loop().call_soon(self._read_on, position, quiet, turns - 1)
+            return
+        try:
+            self._read(position, quiet)
+        except Exception as error:
+            quiet.set_exception(error)
+
     def _news(self, position: bytes, quiet: "asyncio.Future[bytes]", reply: Any) -> None:
         if quiet.done():  # this was cancelled
             return
@@ -135,7 +150,7 @@ class Tailer:
                 self._dispatch(entries)
                 position = self.position = entries[-1][0]
             if entries and self._hub.watched.is_set():
-                self._read(position, quiet)
+                self._read_on(position, quiet)
             else:
                 quiet.set_result(position)
         except Exception as error:

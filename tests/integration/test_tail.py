@@ -14,7 +14,7 @@ from relay.hub import Hub, Viewer, Wake
 from relay.sse import Framing
 from relay.stream import tail
 from relay.stream.keys import ShardKeys
-from relay.stream.publish import Publisher
+from relay.stream.publish import CALL_EVENTS, LINKS, Publisher
 from relay.stream.tail import Tailer
 from tests.conftest import Servers
 from tests.factories import entry, event
@@ -71,6 +71,30 @@ async def test_news_reaches_the_hub_in_order(tailed: Tailed, publisher: Publishe
         ids += await publisher.append([event() for _ in range(300)])
     await until(lambda: len(seen(tailed.wire)) == len(ids), "all events")
     assert seen(tailed.wire) == ids
+
+
+async def test_what_comes_in_while_the_hub_writes_goes_out_in_one_write(
+    tailed: Tailed, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it goes to Redis in two calls: the tailer reads on after both."""
+    await asyncio.gather(*(publisher.append([event()] * CALL_EVENTS) for _ in range(LINKS)))
+    await until(lambda: len(seen(tailed.wire)) == LINKS * CALL_EVENTS, "what connects both links")
+    tailed.wire.written.clear()
+    write, loop = tailed.viewer._put, asyncio.get_running_loop()
+
+    def submit() -> None:
+        publisher.submit([event()], None, lambda _: None)
+
+    def interrupted(data: bytes) -> int:
+        if not tailed.wire.written:
+            submit()
+            loop.call_soon(submit)
+        return write(data)
+
+    monkeypatch.setattr(tailed.viewer, "_put", interrupted)
+    await publisher.append([event()])
+    await until(lambda: len(seen(tailed.wire)) == 3, "all events")
+    assert len(tailed.wire.written) == 2
 
 
 async def test_runs_that_nobody_watches_are_passed_over(tailed: Tailed, publisher: Publisher) -> None:
