@@ -5,7 +5,7 @@ database. Then its transport is ours: commands are written to it as they are, an
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from redis._parsers import BaseParser
 
 from relay import metrics
 from relay.errors import OutcomeUnknown
-from relay.sharing import noticed
+from relay.sharing import Sharing
 from relay.where import ELSEWHERE, Address
 
 WAITAOF_MS = 2_000
@@ -257,6 +257,10 @@ class DurableLink(Link):
         return OutcomeUnknown()
 
 
+Question = tuple[str | int, ...]
+"""The words of a command."""
+
+
 class SharedLink:
     """One connection for the short reads of many, whoever and however many they are.
 
@@ -264,45 +268,25 @@ class SharedLink:
     once. An answer is never older than its question.
     """
 
-    ROUND = 100
-    """Questions in one round: what comes in later does not wait for too many others."""
-
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._waiting: dict[tuple[str | int, ...], asyncio.Future[Any]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._questions: dict[Question, None] = {}
+        """Of the next round, in their order."""
+        self._rounds = Sharing[None, Mapping[Question, Any]]()
 
     async def ask(self, *words: str | int) -> Any:
         """What the server answers. Raises a redis error."""
-        answer = self._waiting.get(words)
-        if answer is None:
-            answer = self._waiting[words] = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(noticed)
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask_all())
-        return await asyncio.shield(answer)
+        self._questions[words] = None
+        reply = (await self._rounds.ask(None, self._round))[words]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
-    async def _ask_all(self) -> None:
-        """Rounds until nobody waits."""
-        try:
-            while self._waiting:
-                questions = list(self._waiting)[: self.ROUND]
-                answers = [self._waiting.pop(question) for question in questions]
-                try:
-                    replies = await self._round(questions)
-                except BaseException:
-                    for answer in answers:  # nobody waits for a reply that never comes
-                        answer.set_exception(redis.exceptions.ConnectionError("there was no reply"))
-                    raise
-                for answer, reply in zip(answers, replies, strict=True):
-                    if isinstance(reply, Exception):
-                        answer.set_exception(reply)
-                    else:
-                        answer.set_result(reply)
-        finally:
-            self._asking = None
+    async def _round(self) -> Mapping[Question, Any]:
+        questions, self._questions = self._questions, {}
+        return dict(zip(questions, await self._replies(list(questions)), strict=True)) if questions else {}
 
-    async def _round(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
+    async def _replies(self, questions: Sequence[Question]) -> Sequence[Any]:
         """The replies, or errors. Asks twice, since the connection may have died unnoticed, or somebody else
         taken over, and reads can be repeated."""
         for last in (False, True):
@@ -318,6 +302,5 @@ class SharedLink:
         raise AssertionError("the last attempt returns")
 
     async def close(self) -> None:
-        if self._asking is not None:
-            await asyncio.wait([self._asking])
+        await self._rounds.ask(None, self._round)  # after the one that is under way
         await self._link.drop()
