@@ -50,10 +50,14 @@ def run(name: str | None) -> None:
     settings = _settings(name)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        guarded = guard(settings)
-        spans = tracing.spans(settings, "persister")
+        with guard(settings), _exporting(settings) as spans:
+            _drain(settings, spans)
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
+
+
+def _drain(settings: Settings, spans: "Spans | None") -> None:
+    """Until a signal, or a failure: that ends the program with SystemExit."""
     url = settings.redis_url.get_secret_value()
     shards = range(settings.shards)
     loops = [Loop(persister_redis(url, shard), _store(settings), shard, settings, spans) for shard in shards]
@@ -75,11 +79,7 @@ def run(name: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
-    with (
-        guarded,
-        spans.exporting() if spans else nullcontext(),
-        listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)),
-    ):
+    with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -180,7 +180,7 @@ def _sentences() -> Iterator[None]:
 
 @contextmanager
 def _exporting(settings: Settings) -> Iterator["Spans | None"]:
-    """What makes the spans of a command. Raises Misconfigured."""
+    """What makes the spans of a command, and sends them. Raises Misconfigured."""
     spans = tracing.spans(settings, "persister")
     with spans.exporting() if spans else nullcontext():
         yield spans

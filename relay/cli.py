@@ -53,16 +53,18 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     logs.configure(settings.log_format, settings.log_level)
     _check_files(settings)
     try:
-        guarded = guard(settings)
-        tracing.check(settings)  # said here, and not by every worker in its own way
+        with guard(settings):
+            tracing.check(settings)  # said here, and not by every worker in its own way
+            server.serve(_listener(host, port, fd), workers)
     except Misconfigured as error:
         raise click.ClickException(str(error)) from error
+
+
+def _listener(host: str, port: int, fd: int | None) -> socket.socket:
     try:
-        listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
+        return server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
         raise click.ClickException(f"Can not listen on {host}:{port}: {error.strerror}") from error
-    with guarded:
-        server.serve(listener, workers)
 
 
 @main.command("migrate")
