@@ -32,7 +32,9 @@ class ConversationStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/events`."""
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
-        caller, conversation = await self.enter(scope)
+        caller, conversation = await self.access.enter(
+            scope, scope["path_params"]["conversation_id"], ticket=True
+        )
 
         async def look() -> list[Run]:
             return await self.access.runs(caller, conversation)

@@ -23,7 +23,9 @@ class RunStream(LiveEndpoint):
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         run_id = scope["path_params"]["run_id"]
-        caller, conversation = await self.enter(scope)
+        caller, conversation = await self.access.enter(
+            scope, scope["path_params"]["conversation_id"], ticket=True
+        )
         run = await self.access.run(caller, conversation, run_id)
         asked = asked_position(scope)
         position = parse_position(asked) if asked else None
