@@ -75,8 +75,8 @@ def router(
         summary="A run with all that happened in it, and the id that this is exact at",
         responses={200: {"model": RunAsAWhole}},
     )
-    async def everything(run: Annotated[Run, Depends(permitted)]) -> Response:
-        snapshot = await replay().snapshot(run.run_id)
+    async def everything(request: Request, run: Annotated[Run, Depends(permitted)]) -> Response:
+        snapshot = await replay().snapshot(run.run_id, request.scope["user"])
         head = b'{"id":%d,"run":%b,' % (
             snapshot.position,
             to_json(run.shown(snapshot.changes, settings.stale_after_s)),
