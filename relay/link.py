@@ -5,6 +5,7 @@ database. Then its transport is ours: commands are written to it as they are, an
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from relay import metrics
 from relay.errors import OutcomeUnknown
 from relay.sharing import Sharing
 from relay.where import ELSEWHERE, Address
+
+log = logging.getLogger(__name__)
 
 WAITAOF_MS = 2_000
 """How long a server may take to have a write in the files that were asked for: below a link's `reply_s`."""
@@ -283,8 +286,13 @@ class SharedLink:
         return reply
 
     async def _round(self) -> Mapping[Question, Any]:
-        questions, self._questions = self._questions, {}
-        return dict(zip(questions, await self._replies(list(questions)), strict=True)) if questions else {}
+        questions, self._questions = list(self._questions), {}
+        try:
+            replies = await self._replies(questions) if questions else ()
+        except Exception as error:  # those who ask are prepared for redis errors
+            log.exception("nobody was prepared for this")
+            raise redis.exceptions.ConnectionError("there was no reply") from error
+        return dict(zip(questions, replies, strict=True))
 
     async def _replies(self, questions: Sequence[Question]) -> Sequence[Any]:
         """The replies, or errors. Asks twice, since the connection may have died unnoticed, or somebody else
