@@ -148,11 +148,4 @@ async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> Asy
 
 async def _streamed(pieces: AsyncIterator[bytes]) -> Response:
     """A JSON answer, as it is read. What fails before the first piece is an error like any other."""
-    first = await anext(pieces)
-
-    async def all_pieces() -> AsyncIterator[bytes]:
-        yield first
-        async for piece in pieces:
-            yield piece
-
-    return Streamed(all_pieces())
+    return Streamed(await anext(pieces), pieces)
