@@ -323,7 +323,3 @@ def _answers(host: str, port: int) -> bool:
             return connection.getresponse().status == 200
         except (OSError, HTTPException):
             return False
-
-
-if __name__ == "__main__":
-    main()
