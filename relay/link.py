@@ -202,14 +202,14 @@ class Link:
     async def send(self, packed: bytes) -> Any:
         """What the server answers to a command that is packed already. Raises as `command` does."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.ask(packed, partial(_resolve, answer))
+        self.ask(packed, partial(resolve, answer))
         return await answer
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         packed = b"".join(command(*words) for words in commands)
-        self._ask(packed, len(commands), partial(_resolve, answers))
+        self._ask(packed, len(commands), partial(resolve, answers))
         return await answers
 
     async def drop(self) -> None:
@@ -220,7 +220,7 @@ class Link:
         await self._connection.disconnect(nowait=True)
 
 
-def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+def resolve(future: asyncio.Future[Any], answer: Any) -> None:
     """Hands an answer to whoever waits for it, if anybody still does."""
     if future.done():
         return
