@@ -6,6 +6,7 @@ there on all that both hold is without a hole.)
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from relay.stream.keys import (
     START,
     ShardKeys,
     event_id,
+    id_of,
     shard_of_run,
     stream_id,
     top_of,
@@ -286,8 +288,12 @@ def _end(records: Sequence[Record]) -> Record | None:
 
 
 def _records(reply: Reply, shard: int) -> Iterator[Record]:
+    """A record for each entry, or nobody could tell a full page. One that is damaged is of a kind that nobody
+    knows, and so shown to nobody."""
     for id, fields in reply:
         try:
             yield decode_record(id, fields, shard)
         except MalformedEntry as error:
             log.error("an entry of shard %d was passed over: %s", shard, error)
+            with contextlib.suppress(ValueError):
+                yield Record(id_of(id, shard), "", "", b"")

@@ -110,6 +110,19 @@ async def test_a_page_holds_so_many_events_and_no_more(
     assert not following
 
 
+async def test_an_entry_that_is_damaged_hides_none_behind_it(
+    publisher: Publisher, replay: Replay, client: redis.Redis
+) -> None:
+    (first,) = await publisher.append([event()])
+    client.xadd(LOG, {"some": "words"})
+    ids = await publisher.append([event() for _ in range(12)])
+    following = await everything_after(replay, first)
+    assert following is not None
+    assert [id for id in following if id in ids] == ids
+    _, lists = await initial(replay)
+    assert [shown["id"] for shown in lists["paper_generation_progress"]] == [first, *ids]
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7])
 async def test_what_the_run_log_lost_is_replayed_from_the_archive(
     publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis, kept: int
