@@ -41,9 +41,12 @@ class Access:
         self._rates = Rates(TICKETS_PER_S)
 
     async def enter(self, scope: Scope, conversation_id: str, *, ticket: bool = False) -> tuple[Caller, int]:
-        """Who asks, and for which conversation. `ticket`: a ticket does as well. Raises a RelayError."""
+        """Who asks, which `scope["user"]` then says as well, and for which conversation. `ticket`: a ticket
+        does as well. Raises a RelayError."""
         conversation = _conversation(conversation_id)
-        return await self._caller(scope, ticket=ticket), conversation
+        caller = await self._caller(scope, ticket=ticket)
+        scope["user"] = caller.user_id
+        return caller, conversation
 
     async def check(self, scope: Scope, conversation_id: str, run_id: str) -> Run | None:
         """Both steps at once, without tickets."""
