@@ -275,7 +275,7 @@ class Settings(StoreSettings):
         10, gt=0, description="How long a viewer may stay slow before it is cut; it resumes by id."
     )
     stale_after_s: float = Field(
-        300, gt=0, description="How long a run may go without a heartbeat before it is shown as stale."
+        300, gt=0, description="How long nothing may be heard of a run before it is shown as stale."
     )
     access_cache_s: float = Field(
         5,

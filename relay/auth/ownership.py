@@ -17,7 +17,7 @@ from relay.connect import Database
 from relay.errors import Conflict, DatabaseUnavailable, Forbidden, Misconfigured, NotFound, RelayError
 from relay.link import SharedLink
 from relay.settings import Settings
-from relay.stream.keys import ShardKeys, shard_of_run
+from relay.stream.keys import ShardKeys, created_at, shard_of_run
 
 log = logging.getLogger(__name__)
 
@@ -121,14 +121,16 @@ class Run(NamedTuple):
     def over(self) -> bool:
         return self.status in ("completed", "failed", "cancelled")
 
-    def shown(self, changes: Mapping[str, Any], stale_after_s: float) -> dict[str, Any]:
+    def shown(self, changes: Mapping[str, Any], newest: int, stale_after_s: float) -> dict[str, Any]:
         """The member `run` of what viewers get: with the changes of events that may not be archived yet.
 
-        A run is stale when it is under way and was not heard of for `stale_after_s`.
+        A run is stale when it is under way and was not heard of for `stale_after_s`. Any event is a word of
+        it: `newest` is the id of the last one, or START.
         """
         run: dict[str, Any] = {**self._asdict(), **({} if self.over else changes)}
-        heard = run["last_heartbeat_at"]
-        silent_s = (datetime.now(UTC) - datetime.fromisoformat(heard)).total_seconds() if heard else 0.0
+        words = (run["last_heartbeat_at"], created_at(newest) if newest else None)
+        heard = max((datetime.fromisoformat(word) for word in words if word), default=None)
+        silent_s = (datetime.now(UTC) - heard).total_seconds() if heard else 0.0
         return {**run, "stale": run["status"] == "running" and silent_s > stale_after_s}
 
 

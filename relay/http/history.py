@@ -79,7 +79,7 @@ def router(
         snapshot = await replay().snapshot(run.run_id, request.scope["user"])
         head = b'{"id":%d,"run":%b,' % (
             snapshot.position,
-            to_json(run.shown(snapshot.changes, settings.stale_after_s)),
+            to_json(run.shown(snapshot.changes, snapshot.newest, settings.stale_after_s)),
         )
         return await _streamed(_around(head, snapshot.lists, b"}"))
 

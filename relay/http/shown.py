@@ -20,7 +20,7 @@ _TYPES: Mapping[str, Any] = {
 
 
 class RunState(BaseModel):
-    """A run. `stale`: it is under way, and was not heard of for long."""
+    """A run. `stale`: it is under way, and no event of it came for long."""
 
     run_id: str
     conversation_id: int

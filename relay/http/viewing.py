@@ -139,7 +139,7 @@ class Viewing(ABC):
 
         Raises Unavailable before anything is sent of it, TornBlock after.
         """
-        shown = run.shown(snapshot.changes, self.settings.stale_after_s)
+        shown = run.shown(snapshot.changes, snapshot.newest, self.settings.stale_after_s)
         waiting = bytearray(begin + b'"data":{"run":%b,' % to_json(shown))
         torn = False
         try:

@@ -92,6 +92,8 @@ class Snapshot(NamedTuple):
     """All that happened in a run up to and with the event `position`."""
 
     position: int
+    newest: int
+    """The run's newest event, which may be beyond the position; START where there is none."""
     end: Record | None
     changes: Mapping[str, Any]
     lists: AsyncIterator[bytes]
@@ -186,12 +188,13 @@ class Replay:
 
     async def snapshot(self, run_id: str, user_id: int, upto: int = MAX_EVENT_ID) -> Snapshot:
         """The whole run, or what it was when `upto` was the newest id. Raises Unavailable."""
-        logged = await self._logs.ask(run_id, lambda: self._log(run_id, user_id))
-        before = logged[0].id if logged else await self._archive.newest(run_id) + 1
-        before = min(before, upto + 1)
-        logged = [record for record in logged if record.id <= upto]
+        log = await self._logs.ask(run_id, lambda: self._log(run_id, user_id))
+        newest = log[-1].id if log else await self._archive.newest(run_id)
+        before = min(log[0].id if log else newest + 1, upto + 1)
+        logged = [record for record in log if record.id <= upto]
         return Snapshot(
             position=logged[-1].id if logged else before - 1,
+            newest=newest,
             end=_end(logged),
             changes=_changes(logged),
             lists=self._lists(run_id, before, logged),

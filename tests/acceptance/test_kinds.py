@@ -139,6 +139,17 @@ def stored(relay: Relay, run_id: str) -> tuple[str, str | None]:
     return status, heard and heard.isoformat(timespec="milliseconds")
 
 
+def test_a_run_that_sends_any_event_is_not_stale(relay: Relay, run_id: str) -> None:
+    with sql(relay.database_url) as cursor:
+        cursor.execute(
+            "UPDATE research_pipeline_runs SET status = 'running', last_heartbeat_at = %s WHERE run_id = %s",
+            [MOMENT, run_id],
+        )
+    assert get(relay, run_id, "")["run"]["stale"] is True
+    relay.post("/run-log", body("run_log", run_id))
+    assert get(relay, run_id, "")["run"]["stale"] is False
+
+
 def test_the_run_as_a_whole_is_exact_at_its_id(relay: Relay, run_id: str) -> None:
     for name in ("run_started", "run_log", "run_stage_progress"):
         relay.post(REGISTRY[name].path, body(name, run_id))

@@ -172,6 +172,7 @@ async def test_a_snapshot_holds_all_that_happened_once(
     ids += await publisher.append([event() for _ in range(6)])
     position, lists = await initial(replay)
     assert position == ids[-1]
+    assert (await replay.snapshot(RUN, USER, upto=ids[0])).newest == ids[-1]
     assert [shown["id"] for shown in lists["paper_generation_progress"]] == ids
     assert [lists[key] for key in ("stage_progress", "logs", "substage_events", "artifacts", "events")] == [
         []

@@ -76,7 +76,7 @@ class Stores:
         await self._stop()
         records = list(self.records)
         await self._stop()
-        return Snapshot(len(records), first_end(records), {}, self._lists(records))
+        return Snapshot(len(records), len(records), first_end(records), {}, self._lists(records))
 
     async def _lists(self, records: list[Record]) -> AsyncIterator[bytes]:
         await self._stop()
