@@ -177,6 +177,17 @@ class RunStarted(LifeEvent):
         return {"status": "running", "last_heartbeat_at": payload["created_at"]}
 
 
+def ending(run: Mapping[str, Any]) -> Sequence[Message]:
+    """What ends a stream of a run with these members: why it failed, where that is known, and `complete`."""
+    complete = "complete", to_json({"status": run["status"]})
+    if not run["error_message"]:
+        return (complete,)
+    return (
+        "run_update",
+        to_json({name: run[name] for name in ("status", "error_message", "finished_at")}),
+    ), complete
+
+
 class RunFinished(LifeEvent):
     """The run is over, and takes its status from this event; of several the first one counts."""
 
@@ -199,8 +210,7 @@ class RunFinished(LifeEvent):
 
     @classmethod
     def messages(cls, payload: bytes) -> Sequence[Message]:
-        status = cls.changes(from_json(payload))["status"]
-        return ((cls.sse_type, to_json({"status": status})),)
+        return ending(cls.changes(from_json(payload)))
 
     @classmethod
     def changes(cls, payload: Mapping[str, Any]) -> Mapping[str, Any]:

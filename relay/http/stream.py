@@ -1,11 +1,13 @@
 """The live endpoint of a run: checks, replay, and then the hub."""
 
-from pydantic_core import to_json
+from collections.abc import Sequence
+
 from starlette.types import Scope, Send
 
 from relay.auth import Run
 from relay.errors import Unavailable
 from relay.events.base import Message
+from relay.events.kinds import ending
 from relay.events.registry import REGISTRY
 from relay.http.recheck import reader
 from relay.http.viewing import LiveEndpoint, Shard, Viewing, asked_position, asks_to_resume
@@ -88,11 +90,11 @@ class RunViewing(Viewing):
     async def _is_over(self, page: Page) -> bool:
         return bool(page.end or self._ended_before() or await self._passed_end())
 
-    async def _passed_end(self) -> Message | None:
+    async def _passed_end(self) -> Sequence[Message]:
         """The end of the run, where only late events came after it and the viewer has it behind it. (An end
         that is still before the viewer comes in its turn, after what it has not seen yet.)"""
         end = await self._replay.end(self._run_id)
-        return _end_message(end) if end and end.id <= self.viewer.position else None
+        return _ending(end) if end and end.id <= self.viewer.position else ()
 
     async def _send_past(self, page: Page | None) -> bool:
         """Sends the past, from `page` on, or all of it, and makes the viewer live. False: the run is over,
@@ -106,38 +108,37 @@ class RunViewing(Viewing):
             if not (page and page.more):
                 end = end or await self._passed_end()
                 if end:
-                    complete = Frame(viewer.position, self._run_id, [end], last=True)
+                    complete = Frame(viewer.position, self._run_id, end, last=True)
                     await self.write(complete.block(viewer.framing), last=True)
                     return False
                 if viewer.release():
                     return True
             page = await self._after(viewer.position)
 
-    def _ended_before(self) -> Message | None:
-        """The last message, where the database knows that the run is over."""
-        if self._run is None or not self._run.over:
-            return None
-        return "complete", to_json({"status": self._run.status})
+    def _ended_before(self) -> Sequence[Message]:
+        """The last messages, where the database knows that the run is over."""
+        return ending(self._run._asdict()) if self._run and self._run.over else ()
 
-    async def _send_page(self, page: Page) -> Message | None:
-        """Sends the records, except the end, which comes last of all and is returned as message."""
+    async def _send_page(self, page: Page) -> Sequence[Message]:
+        """Sends the records, except the end, which comes last of all and is returned as messages."""
         await self.write(page.blocks(self.viewer.framing))
         if page.records:
             self.viewer.position = page.records[-1].id
-        return _end_message(page.end)
+        return _ending(page.end)
 
-    async def _send_initial(self) -> Message | None:
-        """Sends all that happened. Raises Unavailable before anything is sent of it."""
+    async def _send_initial(self) -> Sequence[Message]:
+        """Sends all that happened, also of the end; so of its messages only the very last one is returned.
+
+        Raises Unavailable before anything is sent of it.
+        """
         if self._run is None:
             raise Unavailable("The archive is not available; connect again later.")
         snapshot = await self._replay.snapshot(self._run_id, self._user_id)
         begin = opening(snapshot.position, self.viewer.framing) + b'{"type":"initial",'
         await self.write_initial(begin, self._run, snapshot)
         self.viewer.position = snapshot.position
-        return _end_message(snapshot.end)
+        return (_ending(snapshot.end) or self._ended_before())[-1:]
 
 
-def _end_message(end: Record | None) -> Message | None:
-    if end is None:
-        return None
-    return REGISTRY[end.kind].messages(end.payload)[-1]
+def _ending(end: Record | None) -> Sequence[Message]:
+    return REGISTRY[end.kind].messages(end.payload) if end else ()

@@ -131,6 +131,42 @@ def test_the_life_of_a_run_moves_its_state_and_viewers_follow(relay: Relay, run_
     assert len(archived(relay, run_id, "run-events", 3)) == 3, "heartbeats leave no rows"
 
 
+def test_why_a_run_failed_is_told_before_its_end(relay: Relay, run_id: str) -> None:
+    relay.post("/run-log", body("run_log", run_id))
+    watching = Viewer(relay, run_id)
+    watching.wait(1)
+    begun = watching.position
+    relay.post("/run-finished", {"run_id": run_id, "success": False, "message": "ran out of memory"})
+    _, why, complete = watching.ended()
+    run = get(relay, run_id, "")["run"]
+    assert run["error_message"] == "ran out of memory"
+    assert why["type"] == "run_update"
+    assert why["data"] == {name: run[name] for name in ("status", "error_message", "finished_at")}
+    assert complete == {"type": "complete", "data": {"status": "failed"}}
+    assert watching.messages[1][0] in (None, begun), "it moves nobody's position"
+    assert Viewer(relay, run_id, position=begun).ended() == [why, complete]
+    assert [message["type"] for message in Viewer(relay, run_id).ended()] == ["initial", "complete"]
+
+
+def test_what_the_database_says_of_an_end_is_told_too(relay: Relay, run_id: str) -> None:
+    for _ in range(2):
+        relay.post("/run-log", body("run_log", run_id))
+    first = archived(relay, run_id, "logs", 2)[0]["id"]
+    with sql(relay.database_url) as cursor:
+        cursor.execute(
+            "UPDATE research_pipeline_runs SET status = %s, error_message = 'by hand' WHERE run_id = %s",
+            ["cancelled", run_id],
+        )
+    cancelled = {"status": "cancelled"}
+    wait_until(lambda: get(relay, run_id, "")["run"].items() >= cancelled.items(), "the end to be noticed")
+    line, why, complete = Viewer(relay, run_id, position=first).ended()
+    assert (line["type"], complete) == ("log", {"type": "complete", "data": cancelled})
+    assert why == {
+        "type": "run_update",
+        "data": {**cancelled, "error_message": "by hand", "finished_at": None},
+    }
+
+
 def stored(relay: Relay, run_id: str) -> tuple[str, str | None]:
     """The status and the last heartbeat in the database."""
     statement = "SELECT status, last_heartbeat_at FROM research_pipeline_runs WHERE run_id = %s"
