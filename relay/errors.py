@@ -98,7 +98,10 @@ class UnsupportedMediaType(Invalid):
 
 
 class MalformedPosition(Invalid):
-    default = "Last-Event-ID must be an event id as the stream sent it: a whole number."
+    default = (
+        "Last-Event-ID must be as the stream sent it: a whole number, "
+        "or for a conversation over several shards as many of them, joined by dots."
+    )
 
 
 class BadRequest(Invalid):

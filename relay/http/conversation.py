@@ -13,7 +13,7 @@ from relay.hub import Follower, State, Wake
 from relay.settings import Settings
 from relay.sse import Framing, join_positions, opening, parse_positions
 from relay.stream.entry import frame
-from relay.stream.keys import START, created_at, shard_of_run
+from relay.stream.keys import created_at, shard_of_run
 from relay.stream.replay import Replay
 
 REFRESH_S = 2.0
@@ -138,14 +138,18 @@ class ConversationViewing(Viewing):
     def _shard(self, run: Run) -> Shard:
         return self._shards[shard_of_run(run.run_id, len(self._shards))]
 
+    def _position(self, run: Run) -> int:
+        return self._follower.positions[shard_of_run(run.run_id, len(self._shards))]
+
     async def _reached(self, positions: Sequence[int]) -> bool:
         """Whether the logs go as far as the viewer has come; otherwise they were lost."""
         return all([position <= await self._replay.top(shard) for shard, position in enumerate(positions)])
 
     def _is_since(self, run: Run) -> bool:
-        oldest = min(position for position in self._follower.positions if position != START)
-        known = datetime.fromisoformat(run.created_at)
-        return (known - datetime.fromisoformat(created_at(oldest))).total_seconds() > -MARGIN_S
+        """Whether it may have been made known when its viewer was away already: so says the position in the
+        run's own shard, since another one's stays where it is while nothing happens there."""
+        known, place = map(datetime.fromisoformat, (run.created_at, created_at(self._position(run))))
+        return (known - place).total_seconds() > -MARGIN_S
 
     async def _start_over(self) -> bool:
         """Sends every run whole, all as they were at one moment, and what followed."""
@@ -162,11 +166,10 @@ class ConversationViewing(Viewing):
             run = self._new[0]
             if last and len(self._new) == 1:
                 place = last
-            upto = self._follower.positions[shard_of_run(run.run_id, len(self._shards))]
             begin = (
                 opening(place, Framing.LABELLED) + b'{"type":"initial","run_id":"%b",' % run.run_id.encode()
             )
-            snapshot = await self._replay.snapshot(run.run_id, self._user_id, upto)
+            snapshot = await self._replay.snapshot(run.run_id, self._user_id, self._position(run))
             await self.write_initial(begin, run, snapshot)
             self._new.pop(0)
         await self.write(b"")

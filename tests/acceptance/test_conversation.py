@@ -3,6 +3,7 @@
 import itertools
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
+from relay.stream.keys import StreamId, event_id, shard_of_run
 from tests.acceptance.running import CLIENT, EVENTS, USER, Relay, Viewer, relay_up, viewer
 from tests.factories import new_run_id, progress
 from tests.sql import sql
 from tests.waiting import wait_until
 
 conversations = itertools.count(1000)
+SHARDS = 3
 
 
 @pytest.fixture
@@ -161,6 +164,7 @@ def test_a_malformed_position_is_refused(relay: Relay, conversation: int, positi
         400,
         "urn:rp-relay:problem:malformed-last-event-id",
     )
+    assert "joined by dots" in answer.json()["detail"]
 
 
 def test_a_position_beyond_the_log_begins_anew(relay: Relay, conversation: int) -> None:
@@ -188,7 +192,7 @@ def test_only_the_owner_sees_a_conversation(relay: Relay, conversation: int) -> 
 @pytest.fixture(scope="module")
 def sharded(directory: Path) -> Iterator[Relay]:
     """A product with three shards, whose web process is killed."""
-    with relay_up(directory / "sharded", RELAY_SHARDS="3", RELAY_KEEP_ALIVE_S="1") as made:
+    with relay_up(directory / "sharded", RELAY_SHARDS=str(SHARDS), RELAY_KEEP_ALIVE_S="1") as made:
         yield made
 
 
@@ -245,6 +249,32 @@ def test_over_several_shards_the_position_has_a_part_for_each(sharded: Relay, co
     held = seen(first, second)
     for run_id in runs:
         assert held[run_id] == archived(sharded, conversation, run_id, 6)
+    second.cut()
+
+
+def test_a_quiet_shard_does_not_bring_the_runs_of_others_again(sharded: Relay, conversation: int) -> None:
+    quiet, busy = (
+        next(run for run in iter(new_run_id, "") if shard_of_run(run, SHARDS) == shard) for shard in (0, 1)
+    )
+    for run_id, known_s_ago in ((quiet, 3600), (busy, 300)):
+        sharded.claim(run_id, conversation)
+        with sql(sharded.database_url) as cursor:
+            cursor.execute(
+                "UPDATE research_pipeline_runs SET created_at = to_timestamp(%s) WHERE run_id = %s",
+                [time.time() - known_s_ago, run_id],
+            )
+    send(sharded, [quiet, busy], 1)
+    first = Sharded(sharded, "", url=url(sharded, conversation))
+    first.wait(2)
+    first.cut()
+    # As if nothing had happened in the first shard for half an hour: what it holds of then comes again.
+    _, *others = first.place.split(".")
+    half_an_hour_ago = StreamId(int((time.time() - 1800) * 1000), 0)
+    place = ".".join([str(event_id(half_an_hour_ago, 0)), *others])
+    send(sharded, [busy], 1)
+    second = Sharded(sharded, "", url=url(sharded, conversation), query=f"&last_event_id={place}")
+    types = [(message["type"], message["run_id"]) for message in second.wait(2)]
+    assert types == [("paper_generation_progress", quiet), ("paper_generation_progress", busy)]
     second.cut()
 
 
