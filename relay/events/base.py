@@ -78,6 +78,7 @@ class Kind(BaseModel):
                  occurred_at and created_at, with their SQL types, and also what viewers and history show
     kind_column  where several kinds share a table, the column that holds the kind's name
     also         SQL run with the rows in the same transaction; `events` is the set of rows
+    at_work      whether a run that sends it is under way
     ends_run     whether the run is over with it
 
     Validation is strict. Unknown fields are ignored: refused telemetry is lost telemetry.
@@ -95,6 +96,7 @@ class Kind(BaseModel):
     columns: ClassVar[Mapping[str, str]]
     kind_column: ClassVar[str | None] = None
     also: ClassVar[str | None] = None
+    at_work: ClassVar[bool] = True
     ends_run: ClassVar[bool] = False
 
     def happened_at(self) -> datetime | None:

@@ -227,6 +227,7 @@ class GpuShortage(LifeEvent):
 
     kind = "gpu_shortage"
     path = "/gpu-shortage"
+    at_work = False
 
     required_gpus: Count
     available_gpus: Count

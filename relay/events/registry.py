@@ -63,6 +63,9 @@ HIGHEST_ID = "SELECT greatest({})".format(
 CHANGING = {name for name, kind in REGISTRY.items() if "changes" in vars(kind)}
 """The kinds that change the run itself."""
 
+AT_WORK = {name for name, kind in REGISTRY.items() if kind.at_work}
+"""The kinds that only a run sends that is under way."""
+
 _CONTRACT = ("stage_progress", "logs", "substage_events", "artifacts", "events", "paper_generation_progress")
 INITIAL_KEYS = tuple(
     dict.fromkeys((*_CONTRACT, *(kind.initial_key for kind in TABLES.values() if kind.initial_key)))

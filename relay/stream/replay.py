@@ -15,7 +15,7 @@ import redis.exceptions
 from pydantic_core import from_json
 
 from relay.errors import Unavailable
-from relay.events.registry import CHANGING, INITIAL_KEYS, REGISTRY
+from relay.events.registry import AT_WORK, CHANGING, INITIAL_KEYS, REGISTRY
 from relay.link import SharedLink
 from relay.sharing import Sharing
 from relay.sse import Framing
@@ -196,7 +196,7 @@ class Replay:
             position=logged[-1].id if logged else before - 1,
             newest=newest,
             end=_end(logged),
-            changes=_changes(logged),
+            changes=({"status": "running"} if _at_work(log, newest) else {}) | _changes(logged),
             lists=self._lists(run_id, before, logged),
         )
 
@@ -274,6 +274,11 @@ class Recent:
             if len(self._pages) > self.PAGES:
                 del self._pages[next(iter(self._pages))]
         return page
+
+
+def _at_work(log: Sequence[Record], newest: int) -> bool:
+    """Whether the run has begun, also where it did not say so. (Where its log is gone, any event will do.)"""
+    return any(record.kind in AT_WORK for record in log) if log else newest != START
 
 
 def _changes(records: Sequence[Record]) -> Mapping[str, Any]:

@@ -175,6 +175,15 @@ def stored(relay: Relay, run_id: str) -> tuple[str, str | None]:
     return status, heard and heard.isoformat(timespec="milliseconds")
 
 
+def test_a_run_that_did_not_say_that_it_started_runs_once_it_works(relay: Relay, run_id: str) -> None:
+    relay.post("/gpu-shortage", body("gpu_shortage", run_id))
+    assert get(relay, run_id, "")["run"]["status"] == "pending"
+    relay.post("/run-log", body("run_log", run_id))
+    assert get(relay, run_id, "")["run"]["status"] == "running"
+    relay.finish(run_id)
+    assert get(relay, run_id, "")["run"]["status"] == "completed"
+
+
 def test_a_run_that_sends_any_event_is_not_stale(relay: Relay, run_id: str) -> None:
     with sql(relay.database_url) as cursor:
         cursor.execute(

@@ -305,7 +305,7 @@ def test_a_token_that_names_runs_needs_no_owner_in_the_database(service: Relay) 
     ):
         initial = next(one)["data"]
         assert initial["paper_generation_progress"][0]["details"] == {"number": 3}
-        assert initial["run"]["status"] == "pending"
+        assert initial["run"]["status"] == "running"
         assert next(all_of_them)["run_id"] == mine
         service.finish(mine)
         assert [message["type"] for message in one][-1] == "complete"

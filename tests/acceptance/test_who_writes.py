@@ -99,7 +99,7 @@ def test_what_the_relay_says_of_an_event_nobody_else_can(service: Relay) -> None
         assert row["run_id"] == run_id
         assert abs(datetime.fromisoformat(row["created_at"]).timestamp() - now) < 60
     run = get(service.run_url(run_id), headers=viewer()).json()["run"]
-    assert (run["conversation_id"], run["status"]) == (CONVERSATION, "pending")
+    assert (run["conversation_id"], run["status"]) == (CONVERSATION, "running")
     assert get(f"{service.url}/conversations/1", headers=viewer(1)).status_code == 404
 
 

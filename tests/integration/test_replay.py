@@ -182,6 +182,7 @@ async def test_a_snapshot_holds_all_that_happened_once(
 async def test_the_snapshot_of_a_run_without_events_is_empty_and_at_the_start(replay: Replay) -> None:
     position, lists = await initial(replay)
     assert (position, any(lists.values())) == (START, False)
+    assert (await replay.snapshot(RUN, USER)).changes == {}
 
 
 async def test_log_and_archive_show_an_event_alike(
@@ -193,6 +194,16 @@ async def test_log_and_archive_show_an_event_alike(
     client.delete(LOG)
     _, archived = await initial(replay)
     assert logged == archived
+
+
+async def test_a_run_that_sent_anything_has_begun_also_once_its_log_is_gone(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis
+) -> None:
+    await publisher.append([event()])
+    persister.step()
+    for _ in range(2):
+        assert (await replay.snapshot(RUN, USER)).changes == {"status": "running"}
+        client.delete(LOG)
 
 
 async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
