@@ -380,8 +380,8 @@ local function settle(keys, args)
   local others_from = archived_up_to(claims, math.huge)
   for r = 1, runs do
     local run, newest = keys[2 + r], args[4 + r]
-    local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == newest then redis.call('PEXPIRE', run, lifetime) end
+    local later = redis.call('XRANGE', run, '(' .. newest, '+', 'COUNT', 1)[1]
+    if not later then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
       local archived = stream_id(math.min(others_from, ordinal(newest)))

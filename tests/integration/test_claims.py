@@ -112,6 +112,14 @@ def test_a_run_log_loses_only_what_is_archived(opened: redis.Redis) -> None:
     assert [text for _, text in entries(opened, KEYS.run("a"))] == ["8", "9"]
 
 
+def test_a_run_log_whose_newest_entry_is_gone_expires_too(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("a", "2")]))
+    held = claimed(opened, "p", 2)
+    opened.xdel(KEYS.run("a"), held.ids[-1])
+    settle(opened, held)
+    assert opened.pttl(KEYS.run("a")) > 0
+
+
 def test_a_run_log_that_has_more_than_was_settled_does_not_expire(opened: redis.Redis) -> None:
     append(opened, (None, "", [("a", "1"), ("a", "2")]))
     settle(opened, claimed(opened, "p", 1))
