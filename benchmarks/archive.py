@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 from benchmarks.lab import LOG, WEB, Lab
 from benchmarks.load import Load, WentWrong
 from benchmarks.ours import Relay
@@ -37,7 +39,7 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
     copied: list[float] = []
     for _ in range(min(sizes.rounds, 3)):
         ours.append(drain(lab, sizes.backlog))
-        copied.append(copy(lab, sizes.backlog))
+        copied.append(copy(lab))
     yield Row(
         f"drain of {sizes.backlog:,}",
         "rows/s",
@@ -51,16 +53,21 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
 
 
 def drain(lab: Lab, backlog: int) -> float:
-    """Rows a second from a backlog into the table, as one persister does it."""
+    """Rows a second from a backlog into the table, as one persister does it that was stopped meanwhile: its
+    start, which is the same for any backlog, is over."""
     lab.clear()
-    with lab.relay() as (relay, _):
-        produce(lab, relay, backlog, runs=200)
-    with lab.redis() as client, persisting(lab):
-        begin, before = first_moment(client)
-        wait_until_drained(client, backlog)
+    with lab.redis() as client, persisting(lab) as persister:
+        with lab.relay() as (relay, _):
+            produce(lab, relay, BATCH, runs=1)
+            wait_until_drained(client, BATCH)
+            persister.suspend()
+            produce(lab, relay, backlog, runs=200)
+        begin = time.perf_counter()
+        persister.resume()
+        wait_until_drained(client, BATCH + backlog)
         seconds = time.perf_counter() - begin
-    check_table(lab, backlog)
-    return (backlog - before) / seconds  # without the start of a persister: its connections, its first batch
+    check_table(lab, BATCH + backlog)
+    return backlog / seconds
 
 
 def produce(lab: Lab, relay: Relay, events: int, runs: int) -> None:
@@ -70,26 +77,20 @@ def produce(lab: Lab, relay: Relay, events: int, runs: int) -> None:
 
 
 @contextlib.contextmanager
-def persisting(lab: Lab) -> Iterator[None]:
+def persisting(lab: Lab) -> Iterator[psutil.Process]:
     argv = [sys.executable, "-m", "persister", "run"]
-    with running(lab.pinned(Part("persister", argv, lambda: True, env=lab.environment()), WEB)):
-        yield
+    part = lab.pinned(Part("persister", argv, lambda: True, env=lab.environment()), WEB)
+    with running(part) as process:
+        yield psutil.Process(process.pid)
 
 
-def first_moment(client: Any) -> tuple[float, int]:
-    """When the first batch was settled, and how many it had."""
-    while (settled := progress(client)) <= 0:
+def wait_until_drained(client: Any, entries: int) -> None:
+    while settled(client) != entries:
         time.sleep(0.005)
-    return time.perf_counter(), settled
 
 
-def wait_until_drained(client: Any, backlog: int) -> None:
-    while progress(client) != backlog:
-        time.sleep(0.01)
-
-
-def progress(client: Any) -> int:
-    """How many entries are settled."""
+def settled(client: Any) -> int:
+    """How many entries are archived, and settled."""
     (group,) = client.xinfo_groups(LOG)  # first: what is claimed afterwards is then not taken for settled
     return int(group["entries-read"] or 0) - sum(claim.entries for claim in claims(client, ShardKeys(0)))
 
@@ -105,7 +106,7 @@ def check_table(lab: Lab, backlog: int) -> None:
         raise WentWrong("the table does not hold what the log holds")
 
 
-def copy(lab: Lab, rows: int) -> float:
+def copy(lab: Lab) -> float:
     """Rows a second of a bare COPY of the same rows, from a ready file into the same table, empty."""
     with lab.database() as connection, connection.cursor() as cursor:
         ready = BytesIO()
@@ -117,27 +118,39 @@ def copy(lab: Lab, rows: int) -> float:
         with lab.on(WEB), Path(path).open("rb") as file:
             begin = time.perf_counter()
             cursor.copy_expert(f"COPY {TABLE} FROM STDIN", file)
-            return rows / (time.perf_counter() - begin)
+            return int(cursor.rowcount) / (time.perf_counter() - begin)
 
 
 def reading(lab: Lab, sizes: Sizes) -> Iterator[Row]:
-    """History, the bare query, and the first frame, of a run that is all in the archive."""
+    """History, the bare query, and the first frame, of a run that is all in the archive: each in turn, since
+    PostgreSQL, which is most of all three, may be half as fast a moment later."""
     history: list[float] = []
     query: list[float] = []
     frame: list[float] = []
     lab.clear()
-    with lab.relay() as (relay, _):
+    with lab.relay() as (relay, _), lab.redis() as client:
         (run,) = lab.runs(1)
         relay.claim([run])
         with Load(relay, [run], batch=BATCH) as load:
             load.post(count=EVENTS // BATCH, watched=False)
-        with lab.redis() as client, persisting(lab):
-            first_moment(client)
+        with persisting(lab):
             wait_until_drained(client, EVENTS)
-        for _ in range(sizes.rounds):
-            history.append(median(seconds_of_history(relay, run, sizes.requests)) * 1000)
-            query.append(median(seconds_of_query(lab, run, sizes.requests)) * 1000)
-            frame.append(median(seconds_of_initial(relay, run, sizes.requests)) * 1000)
+        with (
+            lab.database() as connection,
+            connection.cursor() as cursor,
+            socket.create_connection(("127.0.0.1", relay.port)) as reader,
+        ):
+            for _ in range(sizes.rounds):
+                seconds = [
+                    (
+                        seconds_of_history(reader, relay, run),
+                        seconds_of_query(lab, cursor, run),
+                        seconds_of_initial(relay, run),
+                    )
+                    for _ in range(sizes.requests)
+                ]
+                for figures, each in zip((history, query, frame), zip(*seconds, strict=True), strict=True):
+                    figures.append(median(each) * 1000)
     yield Row(
         f"history of {EVENTS:,} events",
         "ms",
@@ -152,21 +165,27 @@ def reading(lab: Lab, sizes: Sizes) -> Iterator[Row]:
     )
 
 
-def seconds_of_history(relay: Relay, run: str, requests: int) -> Iterator[float]:
-    """On one connection."""
+def seconds_of_history(reader: socket.socket, relay: Relay, run: str) -> float:
+    """On a connection that there is."""
     ask = relay.view(run).replace(b"/events?resume=true", b"/paper-generation-progress") + b"\r\n"
+    return seconds_until(reader, ask, b"0\r\n\r\n")
+
+
+def seconds_of_initial(relay: Relay, run: str) -> float:
+    """On a connection of its own, from before it is made."""
+    begin = time.perf_counter()
     with socket.create_connection(("127.0.0.1", relay.port)) as client:
-        for _ in range(requests):
-            yield seconds_until(client, ask, b"0\r\n\r\n")
+        seconds_until(client, relay.view(run) + b"\r\n", b"}}\n\n\r\n")
+        return time.perf_counter() - begin
 
 
-def seconds_of_initial(relay: Relay, run: str, requests: int) -> Iterator[float]:
-    """Each on a connection of its own, from before it is made."""
-    for _ in range(requests):
+def seconds_of_query(lab: Lab, cursor: Any, run: str) -> float:
+    """The same JSON, built in SQL and fetched by psycopg2."""
+    with lab.on(WEB):
         begin = time.perf_counter()
-        with socket.create_connection(("127.0.0.1", relay.port)) as client:
-            seconds_until(client, relay.view(run) + b"\r\n", b"}}\n\n\r\n")
-            yield time.perf_counter() - begin
+        cursor.execute(_JSON, {"run": run})
+        cursor.fetchall()
+        return time.perf_counter() - begin
 
 
 def seconds_until(client: socket.socket, ask: bytes, end: bytes) -> float:
@@ -183,13 +202,3 @@ def seconds_until(client: socket.socket, ask: bytes, end: bytes) -> float:
     if answer.count(b'"mark"') != EVENTS:
         raise WentWrong(f"an answer has {answer.count(b'mark')} events")
     return seconds
-
-
-def seconds_of_query(lab: Lab, run: str, requests: int) -> Iterator[float]:
-    """The same JSON, built in SQL and fetched by psycopg2."""
-    with lab.database() as connection, connection.cursor() as cursor, lab.on(WEB):
-        for _ in range(requests):
-            begin = time.perf_counter()
-            cursor.execute(_JSON, {"run": run})
-            cursor.fetchall()
-            yield time.perf_counter() - begin

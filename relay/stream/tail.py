@@ -8,9 +8,10 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import redis.exceptions
 
@@ -27,9 +28,10 @@ log = logging.getLogger(__name__)
 BATCH = 500
 """Entries in one read: with the largest of them, a reply of some 100 MB, and a busy loop for long."""
 
+LONG_S = 0.001
 TURNS = 3
-"""Of the event loop between news and the next read: one sees what came in while the hub wrote, the next
-sends it to Redis, and the read then brings that as well. It goes out in one write for each viewer."""
+"""Turns of the event loop before the next read, where the hub wrote for as long as that: one sees what came
+in meanwhile, the next sends it to Redis, and the read brings that as well, in one write for each viewer."""
 
 BACKOFF_S = (0.05, 2.0)
 STALLED_S = 30.0
@@ -74,7 +76,7 @@ class Tailer:
         except TimeoutError as error:
             raise Unavailable("The event log is not available; connect again later.") from error
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Follows the log for ever."""
         delay = BACKOFF_S[0]
         while True:
@@ -82,14 +84,8 @@ class Tailer:
             try:
                 await self._follow()
                 delay = BACKOFF_S[0]
-            except Exception as error:
-                expected = isinstance(error, redis.exceptions.RedisError | OSError | LostPlace)
-                log.warning(
-                    "tailer of shard %d starts anew: %s",
-                    self._shard,
-                    type(error).__name__,
-                    exc_info=None if expected else error,
-                )
+            except (redis.exceptions.RedisError, OSError, LostPlace) as error:
+                log.warning("tailer of shard %d starts anew: %s", self._shard, type(error).__name__)
                 if self._ready.is_set():
                     delay = BACKOFF_S[0]
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311
@@ -128,7 +124,7 @@ class Tailer:
     def _read(self, position: bytes, quiet: "asyncio.Future[bytes]") -> None:
         self._link.ask(self._read_after + bulk(position), partial(self._news, position, quiet))
 
-    def _read_on(self, position: bytes, quiet: "asyncio.Future[bytes]", turns: int = TURNS) -> None:
+    def _read_on(self, position: bytes, quiet: "asyncio.Future[bytes]", turns: int) -> None:
         if quiet.done():  # this was cancelled
             return
         if turns:
@@ -146,11 +142,12 @@ class Tailer:
             self._listen(reply)
             # Redis 7.0 also answers where what came is gone again: with the log, and nothing in it.
             entries = reply[0][1] if reply else ()
+            began = time.monotonic()
             if entries:
                 self._dispatch(entries)
                 position = self.position = entries[-1][0]
             if entries and self._hub.watched.is_set():
-                self._read_on(position, quiet)
+                self._read_on(position, quiet, TURNS if time.monotonic() - began > LONG_S else 0)
             else:
                 quiet.set_result(position)
         except Exception as error:

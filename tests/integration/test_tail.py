@@ -73,10 +73,11 @@ async def test_news_reaches_the_hub_in_order(tailed: Tailed, publisher: Publishe
     assert seen(tailed.wire) == ids
 
 
-async def test_what_comes_in_while_the_hub_writes_goes_out_in_one_write(
+async def test_what_comes_in_while_the_hub_writes_for_long_goes_out_in_one_write(
     tailed: Tailed, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it goes to Redis in two calls: the tailer reads on after both."""
+    monkeypatch.setattr(tail, "LONG_S", 0)
     await asyncio.gather(*(publisher.append([event()] * CALL_EVENTS) for _ in range(LINKS)))
     await until(lambda: len(seen(tailed.wire)) == LINKS * CALL_EVENTS, "what connects both links")
     tailed.wire.written.clear()
