@@ -14,8 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
-from itertools import cycle
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from relay import metrics
 from relay.sse import KEEP_ALIVE, Frame, Framing, join_positions
@@ -330,12 +329,13 @@ class Hub:
             for viewer in viewers:
                 viewer.hold()
 
-    async def keep_alive(self, period_s: float) -> None:
+    async def keep_alive(self, period_s: float) -> NoReturn:
         """Sends every viewer a comment once a period, for ever, or wakes it where its time is over."""
-        for slice in cycle(self._slices):
-            await asyncio.sleep(period_s / SLICES)
-            now = time.time()
-            for viewer in slice:
-                viewer.keep_alive()
-                if viewer.expires <= now:
-                    viewer.wake(Wake.EXPIRED)
+        while True:
+            for slice in self._slices:
+                await asyncio.sleep(period_s / SLICES)
+                now = time.time()
+                for viewer in slice:
+                    viewer.keep_alive()
+                    if viewer.expires <= now:
+                        viewer.wake(Wake.EXPIRED)

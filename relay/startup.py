@@ -72,8 +72,9 @@ def guard(settings: StoreSettings) -> Iterator[None]:
     """For a program to run in: refuses what is there, as `refuse_insecure` does, and keeps an eye on what is
     not there yet.
 
-    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. In the end it raises
-    SystemExit, whose code says that nobody asked for that.
+    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. So does a look that
+    fails, since nothing may go unlooked at. In the end it raises SystemExit, whose code says that nobody
+    asked for that.
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
@@ -90,10 +91,13 @@ def _look_later(settings: StoreSettings, found: threading.Event) -> None:
     try:
         while refuse_insecure(settings):
             time.sleep(LATER_S)
+        return
     except Misconfigured as error:
         log.critical("%s", error)
-        found.set()
-        os.kill(os.getpid(), signal.SIGINT)
+    except Exception as error:
+        log.critical("unexpected: a store that was away can not be looked at", exc_info=error)
+    found.set()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:

@@ -9,7 +9,7 @@ from starlette.types import Scope
 from relay.auth import Ownership, Run
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Caller, Viewers
-from relay.errors import BadRequest, Forbidden, InvalidEvent
+from relay.errors import BadRequest, FieldError, Forbidden, InvalidEvent
 from relay.http.asgi import header, query
 from relay.http.rate import Rates
 from relay.settings import Settings
@@ -110,12 +110,12 @@ class Access:
 
 def _conversation(conversation_id: str) -> int:
     if not _INTEGER.fullmatch(conversation_id):
-        found = {
+        found: FieldError = {
             "loc": ["path", "conversation_id"],
             "msg": "Input should be an integer",
             "type": "int_parsing",
         }
-        raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
+        raise InvalidEvent([found], "conversation_id must be an integer")
     if int(conversation_id) <= 0:
         raise BadRequest("conversation_id must be positive")
     return int(conversation_id)

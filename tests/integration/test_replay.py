@@ -28,6 +28,7 @@ from relay.stream.replay import AT_ONCE as PAGES_AT_ONCE
 from relay.stream.replay import Replay
 from tests.conftest import Servers
 from tests.factories import event
+from tests.sql import sql
 from tests.waiting import until
 
 RUN = "run-1"
@@ -121,6 +122,18 @@ async def test_an_entry_that_is_damaged_hides_none_behind_it(
     assert [id for id in following if id in ids] == ids
     _, lists = await initial(replay)
     assert [shown["id"] for shown in lists["paper_generation_progress"]] == [first, *ids]
+
+
+async def test_a_row_of_a_later_version_hides_none_behind_it(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis, servers: Servers
+) -> None:
+    later = NewEvent(RUN, "gpu_shortage", b'{"event_type":"gpu_shortage","metadata":{}}')
+    ids = await publisher.append([event(), later, *(event() for _ in range(12))])
+    persister.step()
+    client.delete(LOG)
+    with sql(servers.database_url) as cursor:
+        cursor.execute("UPDATE research_pipeline_run_events SET event_type = 'later'")
+    assert await everything_after(replay, ids[0]) == ids[1:]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7])
