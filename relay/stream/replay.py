@@ -196,7 +196,7 @@ class Replay:
             position=logged[-1].id if logged else before - 1,
             newest=newest,
             end=_end(logged),
-            changes=({"status": "running"} if _at_work(log, newest) else {}) | _changes(logged),
+            changes=_changes(logged, at_work=_at_work(log, newest)),
             lists=self._lists(run_id, before, logged),
         )
 
@@ -281,8 +281,8 @@ def _at_work(log: Sequence[Record], newest: int) -> bool:
     return any(record.kind in AT_WORK for record in log) if log else newest != START
 
 
-def _changes(records: Sequence[Record]) -> Mapping[str, Any]:
-    changes: dict[str, Any] = {}
+def _changes(records: Sequence[Record], *, at_work: bool) -> Mapping[str, Any]:
+    changes: dict[str, Any] = {"status": "running"} if at_work else {}
     for record in records:
         if record.kind in CHANGING:
             changes |= REGISTRY[record.kind].changes(from_json(record.payload))
