@@ -4,8 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import time
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -70,6 +74,58 @@ def test_the_readme_told_a_whole_run(relay: Relay) -> None:
     )
     steps = [event["step"] for event in history.json()["events"]]
     assert steps == ["plot_aggregation", *["paper_writeup"] * 4]
+
+
+class Plain:
+    """The README's way to post from Python without the client, where nobody listens or somebody answers.
+
+    Its pauses are noted, and not waited for.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: httpx.Response) -> None:
+        self.pauses: list[float] = []
+        self.requests: list[httpx.Request] = []
+        left = iter(answers)
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            return next(left)
+
+        monkeypatch.setenv("TELEMETRY_WEBHOOK_TOKEN", "any")
+        monkeypatch.setattr(time, "sleep", self.pauses.append)
+        if answers:
+            monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(answer)))
+
+    def run(self) -> None:
+        text = next(text for _, text in blocks(ROOT / "README.md") if "import httpx" in text)
+        exec(text.replace("127.0.0.1:8000", "127.0.0.1:1"), {})  # noqa: S102 - it is what readers will run
+
+
+def test_posting_as_the_readme_does_raises_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Plain(monkeypatch)
+    with pytest.raises(httpx.ConnectError):
+        plain.run()
+    assert len(plain.pauses) == 5
+    assert all(longer > shorter for shorter, longer in pairwise(plain.pauses))
+
+
+def test_posting_as_the_readme_does_is_the_same_again_and_waits_as_long_as_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = httpx.Response(429, headers={"retry-after": "60"})
+    plain = Plain(monkeypatch, later, httpx.Response(503), httpx.Response(204))
+    plain.run()
+    assert plain.pauses[0] >= 60 > plain.pauses[1]
+    assert len({(request.headers["idempotency-key"], request.content) for request in plain.requests}) == 1
+
+
+def test_posting_as_the_readme_does_raises_what_stays_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answers in ([httpx.Response(422)], [httpx.Response(503) for _ in range(6)]):
+        with monkeypatch.context() as patch:
+            plain = Plain(patch, *answers)
+            with pytest.raises(httpx.HTTPStatusError):
+                plain.run()
+            assert len(plain.requests) == len(answers)
 
 
 def test_what_is_shown_but_not_run_is_known() -> None:
