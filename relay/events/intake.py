@@ -88,7 +88,7 @@ BATCH: TypeAdapter[Any] = TypeAdapter(list[_ITEM])
 def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> NewEvent:
     """The event in a webhook's body, of the run that the path or else the body names.
 
-    Raises MalformedJson or InvalidEvent.
+    Raises MalformedJson or InvalidEvent, the latter also where both name one and it is not the same.
     """
     if run_id is None:
         envelope = _validate(WEBHOOKS[kind.kind], body)
@@ -98,6 +98,10 @@ def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> New
             [_error(("path", "run_id"), "Input is not the name of a run", "string_pattern_mismatch")]
         )
     envelope = _validate(RUN_WEBHOOKS[kind.kind], body)
+    if envelope.__pydantic_extra__.get("run_id") not in (None, run_id):
+        raise InvalidEvent(
+            [_error(("run_id",), "Input is another run than that in the path", "run_mismatch")]
+        )
     return NewEvent(run_id, kind.kind, _text(envelope, ()))
 
 

@@ -95,6 +95,17 @@ def test_a_run_id_is_a_short_plain_word(run_id: Any) -> None:
         parse_event(PaperGenerationProgress, body(run_id))
 
 
+@pytest.mark.parametrize("beside", [{"event": progress()}, {"success": True}, {"event": {"success": True}}])
+def test_a_run_in_the_body_is_the_one_in_the_path(beside: dict[str, Any]) -> None:
+    kind = PaperGenerationProgress if "step" in beside.get("event", {}) else RunFinished
+    for same in ({}, {"run_id": "run-1"}, {"run_id": None}):
+        assert parse_event(kind, json.dumps({**same, **beside}).encode(), "run-1").run_id == "run-1"
+    for other in ("run-2", "", 1, ["run-1"]):
+        with pytest.raises(InvalidEvent) as caught:
+            parse_event(kind, json.dumps({"run_id": other, **beside}).encode(), "run-1")
+        assert [error["loc"] for error in caught.value.errors] == [["run_id"]]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
