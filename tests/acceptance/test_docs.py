@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +18,8 @@ from click.testing import CliRunner
 from persister.__main__ import main as persister
 from persister.settings import Settings as PersisterSettings
 from relay.cli import main as relay_command
+from relay.events.base import Kind
+from relay.events.registry import REGISTRY
 from relay.settings import Settings
 from tests.acceptance.running import Relay, environment_with, viewer
 from tests.unit.test_deployment import variables
@@ -144,6 +148,59 @@ def test_every_setting_is_documented_with_its_default() -> None:
     names = r"`((?:RELAY|TELEMETRY|REDIS|DATABASE)_[A-Z_]+|OTEL_EXPORTER_OTLP_ENDPOINT)`"
     documented = set(re.findall(names, text))
     assert documented == variables(Settings) | variables(PersisterSettings)
+
+
+PROTOCOL = ROOT / "docs" / "protocol.md"
+
+
+def form(kind: type[Kind]) -> str:
+    """What the webhook of a kind takes, in the short form of the document."""
+    fields = [f'"{name}"{"" if field.is_required() else "?"}' for name, field in kind.model_fields.items()]
+    listed = ", ".join(fields)
+    if kind.flat:
+        return f'{{"run_id", {listed}}}' if listed else '{"run_id"}'
+    return f'{{"run_id", "event": {{{listed}}}}}'
+
+
+def words(schema: Mapping[str, Any]) -> str:
+    """The type of a field, and its limits."""
+    value, *null = schema.get("anyOf", [schema])
+    match value:
+        case {"type": "string", "maxLength": most}:
+            least = value.get("minLength")
+            takes = f"text of {f'{least} to' if least else 'up to'} {most:,} characters"
+        case {"type": "string", "format": "date-time"}:
+            takes = "time with an offset (RFC 3339)"
+        case {"type": "integer", "minimum": least, "maximum": most} if -least == most == 2**53 - 1:
+            takes = "whole number, up to 2^53 - 1 either way"
+        case {"type": "number", "minimum": least, "maximum": most}:
+            takes = f"number from {round(least)} to {round(most)}"
+        case _:
+            takes = {"number": "any finite number", "object": "object", "boolean": "`true` or `false`"}[
+                value["type"]
+            ]
+    return takes + (", or null" if null == [{"type": "null"}] else "")
+
+
+def test_what_each_webhook_takes_is_documented() -> None:
+    rows = re.findall(r"^\| `POST (/[a-z-]+)` \| `(\w+)` \| `(.*)` \|$", PROTOCOL.read_text(), re.MULTILINE)
+    assert rows == [(kind.path, name, form(kind)) for name, kind in REGISTRY.items()]
+
+
+def test_every_field_is_documented_with_its_type_and_limits() -> None:
+    table = (
+        PROTOCOL.read_text().partition("| kind | field | takes |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    )
+    documented: list[tuple[str, str, str]] = []
+    for row in table.splitlines():
+        kind, names, takes = (cell.strip() for cell in row.strip("|").split("|"))
+        of = kind.strip("`") or documented[-1][0]
+        documented += [(of, name, takes) for name in re.findall(r"`(\w+)`", names)]
+    assert documented == [
+        (name, field, words(schema))
+        for name, kind in REGISTRY.items()
+        for field, schema in kind.model_json_schema().get("properties", {}).items()
+    ]
 
 
 def test_every_command_in_a_table_exists() -> None:
