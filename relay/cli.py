@@ -181,8 +181,11 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
     """Show a run in the terminal until it is over."""
     from relay.watch import watch  # noqa: PLC0415 - no worker should have to load it
 
+    def away(trouble: str) -> None:
+        click.echo(f"{trouble}; trying again ...", err=True)
+
     try:
-        for _, message in watch(url, conversation, run_id, token):
+        for _, message in watch(url, conversation, run_id, token, away):
             click.echo(json.dumps(message, ensure_ascii=False))
     except RelayError as error:
         raise click.ClickException(str(error)) from error
