@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from relay import metrics
 from relay.sse import KEEP_ALIVE, Frame, Framing, join_positions
@@ -330,7 +330,7 @@ class Hub:
             for viewer in viewers:
                 viewer.hold()
 
-    async def keep_alive(self, period_s: float) -> None:
+    async def keep_alive(self, period_s: float) -> NoReturn:
         """Sends every viewer a comment once a period, for ever, or wakes it where its time is over."""
         while True:
             await asyncio.sleep(period_s / SLICES)

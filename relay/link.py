@@ -291,6 +291,8 @@ class SharedLink:
                 try:
                     replies = await self._round(questions)
                 except BaseException:
+                    answers += self._waiting.values()
+                    self._waiting.clear()
                     for answer in answers:  # nobody waits for a reply that never comes
                         answer.set_exception(redis.exceptions.ConnectionError("there was no reply"))
                     raise

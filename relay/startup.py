@@ -70,8 +70,9 @@ class Away(Exception):
 def guard(settings: StoreSettings) -> AbstractContextManager[None]:
     """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet.
 
-    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. The context is for
-    the program to run in: it then raises SystemExit, whose code says that nobody asked for that end.
+    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. So does a look that
+    fails, since nothing may go unlooked at. The context is for the program to run in: it then raises
+    SystemExit, whose code says that nobody asked for that end.
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
@@ -93,10 +94,13 @@ def _look_later(settings: StoreSettings, found: threading.Event) -> None:
     try:
         while refuse_insecure(settings):
             time.sleep(LATER_S)
+        return
     except Misconfigured as error:
         log.critical("%s", error)
-        found.set()
-        os.kill(os.getpid(), signal.SIGINT)
+    except Exception as error:
+        log.critical("unexpected: a store that was away can not be looked at", exc_info=error)
+    found.set()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:

@@ -34,6 +34,7 @@ LAYERS = [
     },
     {
         "relay.hub",
+        "relay.background",
         "relay.connect",
         "relay.link",
         "relay.where",
