@@ -80,7 +80,7 @@ def _indexes(answer: Answer) -> list[int]:
 def _detail(answer: Answer) -> str:
     """What the relay says to people. It never quotes what it got, and is the same each time."""
     detail = answer.problem.get("detail")
-    return f": {detail}" if isinstance(detail, str) and detail else ""
+    return f": {detail.rstrip('.')}" if isinstance(detail, str) and detail else ""
 
 
 def _reasons(answer: Answer, why: str) -> list[str]:

@@ -119,7 +119,7 @@ def test_what_the_relay_says_about_a_token_is_in_the_log(
         emitter(event(1))
         wait_until(lambda: len(relay.requests) >= 3, "some attempts")
 
-    said = f"The relay does not take events (403 forbidden: {detail}): somebody has to put that right."
+    said = f"The relay does not take events (403 forbidden: {detail[:-1]}): somebody has to put that right."
     assert [record.message for record in caplog.records] == [f"{said} Events are kept."]
 
 
