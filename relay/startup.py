@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -67,22 +67,19 @@ class Away(Exception):
     """A store does not answer."""
 
 
-def guard(settings: StoreSettings) -> AbstractContextManager[None]:
-    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet.
+@contextmanager
+def guard(settings: StoreSettings) -> Iterator[None]:
+    """For a program to run in: refuses what is there, as `refuse_insecure` does, and keeps an eye on what is
+    not there yet.
 
     What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. So does a look that
-    fails, since nothing may go unlooked at. The context is for the program to run in: it then raises
-    SystemExit, whose code says that nobody asked for that end.
+    fails, since nothing may go unlooked at. In the end it raises SystemExit, whose code says that nobody
+    asked for that.
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
         log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
         threading.Thread(target=_look_later, args=[settings, found], daemon=True).start()
-    return _failing_where(found)
-
-
-@contextmanager
-def _failing_where(found: threading.Event) -> Iterator[None]:
     try:
         yield
     finally:

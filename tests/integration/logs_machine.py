@@ -325,7 +325,7 @@ class Logs(RuleBasedStateMachine):
 
     async def _replayed(self, run_id: str, position: int) -> list[int] | None:
         replay, got = Replay([self.link], self.archive, page=3), list[int]()
-        while page := await replay.after(run_id, got[-1] if got else position):
+        while page := await replay.after(run_id, got[-1] if got else position, 1):
             assert all(self._is_right(record.id, json.loads(record.payload)) for record in page.records)
             got += [record.id for record in page.records]
             if not page.more:
@@ -333,7 +333,7 @@ class Logs(RuleBasedStateMachine):
         return None
 
     async def _snapshot(self, run_id: str) -> tuple[int, list[int]]:
-        snapshot = await Replay([self.link], self.archive, page=3).snapshot(run_id)
+        snapshot = await Replay([self.link], self.archive, page=3).snapshot(run_id, 1)
         lists = json.loads(b"{%b}" % b"".join([piece async for piece in snapshot.lists]))
         seen = lists["paper_generation_progress"]
         assert all(self._is_right(event["id"], event) for event in seen)
