@@ -170,7 +170,8 @@ class Replay:
         """
         if not run_ids:
             return Page((), None, more=False)
-        if position > await self.top(shard_of_run(run_ids[0], len(self._keys))):
+        top = await self.top(shard_of_run(run_ids[0], len(self._keys)))
+        if position > top:
             return None
         start = f"({stream_id(position)}" if position != START else "-"
         pages = await asyncio.gather(*(self._logged_page(run_id, start, user_id) for run_id in run_ids))
@@ -179,11 +180,15 @@ class Replay:
         trimmed = [
             run_id for run_id, head in zip(run_ids, heads, strict=True) if not head or head[0].id > position
         ]
+        if top == START:  # there was no log, so all that is in one now is news
+            pages, top = [], MAX_EVENT_ID
         if trimmed:
             pages.append(await self._archive.records(trimmed, position + 1, None, self._page))
+        # What came since `top` may be in a log that was read late, and not in one that was read early. It is
+        # left to the hub, which has it.
         cut = [page[-1].id for page in pages if len(page) == self._page]
         found = {record.id: record for page in pages for record in page}
-        records = [found[id] for id in sorted(found) if id <= min(cut, default=MAX_EVENT_ID)]
+        records = [found[id] for id in sorted(found) if id <= min([top, *cut])]
         return Page(records, None, more=bool(cut))
 
     async def snapshot(self, run_id: str, user_id: int, upto: int = MAX_EVENT_ID) -> Snapshot:

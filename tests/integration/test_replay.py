@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import psycopg2
@@ -21,7 +21,7 @@ from relay.history import (
     get_latest_paper_generation_event,
     list_paper_generation_events,
 )
-from relay.stream.entry import NewEvent
+from relay.stream.entry import NewEvent, Record
 from relay.stream.keys import START, ShardKeys, created_at
 from relay.stream.publish import Publisher
 from relay.stream.replay import AT_ONCE as PAGES_AT_ONCE
@@ -217,6 +217,36 @@ async def test_a_run_that_sent_anything_has_begun_also_once_its_log_is_gone(
     for _ in range(2):
         assert (await replay.snapshot(RUN, USER)).changes == {"status": "running"}
         client.delete(LOG)
+
+
+class Torn(Replay):
+    """Something is appended to all runs after one was read and before the next one is."""
+
+    publisher: Publisher
+
+    def between(self, publisher: Publisher) -> "Torn":
+        self.publisher, self._first_is_read = publisher, asyncio.Event()
+        return self
+
+    async def _logged_page(self, run_id: str, start: str, user_id: int) -> Sequence[Record]:
+        if run_id != RUN:
+            await self._first_is_read.wait()
+            await self.publisher.append([event(), event("run-2")])
+        found = await super()._logged_page(run_id, start, user_id)
+        self._first_is_read.set()
+        return found
+
+
+async def test_a_page_of_many_runs_ends_where_all_of_them_were_read(
+    publisher: Publisher, servers: Servers, database: Database
+) -> None:
+    ids = await publisher.append([event(), event("run-2")])
+    link = connect.shared_link(servers.redis_url)
+    torn = Torn([link], History(database), AT_ONCE).between(publisher)
+    page = await torn.after_all([RUN, "run-2"], START, USER)
+    assert page is not None
+    assert [record.id for record in page.records] == ids
+    await link.close()
 
 
 async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
