@@ -39,6 +39,7 @@ LAYERS = [
         "relay.where",
         "relay.stream.calls",
         "relay.stream.group",
+        "relay.stream.once",
         "relay.settings",
         "relay.startup",
         "relay.listener",
@@ -48,6 +49,7 @@ LAYERS = [
     },
     {
         "relay.stream.keys",
+        "relay.stream.trouble",
         "relay.stream.entry",
         "relay.stream.functions",
         "relay.events",
