@@ -23,16 +23,10 @@ def config(database_url: str) -> "Config":
     return made
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
+def upgrade(database_url: str) -> None:
     from alembic import command  # noqa: PLC0415 - as above
 
-    command.upgrade(config(database_url), revision)
-
-
-def downgrade(database_url: str, revision: str) -> None:
-    from alembic import command  # noqa: PLC0415 - as above
-
-    command.downgrade(config(database_url), revision)
+    command.upgrade(config(database_url), "head")
 
 
 def load_functions(redis_url: str) -> None:

@@ -34,6 +34,7 @@ LAYERS = [
     },
     {
         "relay.hub",
+        "relay.background",
         "relay.connect",
         "relay.link",
         "relay.where",
@@ -42,6 +43,7 @@ LAYERS = [
         "relay.stream.once",
         "relay.settings",
         "relay.startup",
+        "relay.program",
         "relay.listener",
         "relay.exposition",
         "relay.tracing",
@@ -71,6 +73,7 @@ SHARED = {
     "relay.stream.group",
     "relay.settings",
     "relay.startup",
+    "relay.program",
     "relay.listener",
     "relay.exposition",
     "relay.tracing",
