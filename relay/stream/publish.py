@@ -254,7 +254,8 @@ class _Lane:
             _fail(groups, error)
             await self._doubt(error)
         except BaseException as error:  # whatever it is: nobody waits for an answer that never comes
-            self.trouble.failed(error)
+            if isinstance(error, Exception):  # and not the end of the process
+                self.trouble.failed(error)
             _fail(groups, OutcomeUnknown())
             self._give_up()
             raise
