@@ -40,6 +40,7 @@ LAYERS = [
         "relay.where",
         "relay.stream.calls",
         "relay.stream.group",
+        "relay.stream.once",
         "relay.settings",
         "relay.startup",
         "relay.program",
@@ -50,6 +51,7 @@ LAYERS = [
     },
     {
         "relay.stream.keys",
+        "relay.stream.trouble",
         "relay.stream.entry",
         "relay.stream.functions",
         "relay.events",
