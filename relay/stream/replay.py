@@ -187,8 +187,9 @@ class Replay:
         # What came since `top` may be in a log that was read late, and not in one that was read early. It is
         # left to the hub, which has it.
         cut = [page[-1].id for page in pages if len(page) == self._page]
-        found = {record.id: record for page in pages for record in page}
-        records = [found[id] for id in sorted(found) if id <= min([top, *cut])]
+        upto = min([top, *cut])
+        found = {record.id: record for page in pages for record in page if record.id <= upto}
+        records = [found[id] for id in sorted(found)]
         return Page(records, None, more=bool(cut))
 
     async def snapshot(self, run_id: str, user_id: int, upto: int = MAX_EVENT_ID) -> Snapshot:
