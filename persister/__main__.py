@@ -41,6 +41,7 @@ WATCH_S = 1.0
 @click.version_option(package_name="rp-relay")
 def main() -> None:
     """Drains the event log into PostgreSQL."""
+    logs.configure("text", "warning")
 
 
 @main.command()

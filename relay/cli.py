@@ -40,6 +40,7 @@ MADE = ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRE
 @click.version_option(package_name="rp-relay")
 def main() -> None:
     """Carries the events of research pipelines to live viewers and to an archive."""
+    logs.configure("text", "warning")
 
 
 @main.command()

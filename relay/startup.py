@@ -23,7 +23,7 @@ from pydantic import AliasChoices, SecretStr
 
 from relay.connect import database, persister_clients
 from relay.errors import DatabaseUnavailable, Insecure, Misconfigured, Unavailable
-from relay.settings import Check, StoreSettings, several
+from relay.settings import Check, StoreSettings, several, variable
 
 log = logging.getLogger(__name__)
 
@@ -121,11 +121,11 @@ def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
         value = getattr(settings, name)
         if isinstance(value, SecretStr) and name not in StoreSettings.model_fields:
             alias = field.validation_alias
-            variable = alias.choices[-1] if isinstance(alias, AliasChoices) else f"RELAY_{name.upper()}"
+            named = variable(str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
             each = (several(value) if name in SEVERAL else None) or [value.get_secret_value()]
             if why := next(filter(None, map(_weakness, each)), None):
                 yield Weakness(
-                    "secret", f"{variable} {why}; take a random one, such as `openssl rand -hex 32` prints."
+                    "secret", f"{named} {why}; take a random one, such as `openssl rand -hex 32` prints."
                 )
 
 

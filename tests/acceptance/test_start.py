@@ -318,7 +318,7 @@ def test_a_name_that_is_no_check_is_a_sentence(safe: pytest.MonkeyPatch) -> None
     safe.setenv("RELAY_ALLOW_INSECURE", "everything")
     done = CliRunner().invoke(main, ["serve"])
     assert done.exit_code == 1
-    assert done.output.startswith("Error: The settings are not valid: allow_insecure")
+    assert done.output.startswith("Error: The settings are not valid: RELAY_ALLOW_INSECURE: ")
     assert all(check in done.output for check in EVERY_CHECK)
 
 

@@ -37,6 +37,7 @@ LAYERS = [
         "relay.connect",
         "relay.link",
         "relay.where",
+        "relay.addresses",
         "relay.stream.calls",
         "relay.stream.group",
         "relay.settings",
