@@ -26,7 +26,7 @@ from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.listener import listening
 from relay.settings import explain
-from relay.startup import guard, redis_by_hand
+from relay.startup import guard, stores_by_hand
 
 if TYPE_CHECKING:
     from relay.spans import Spans
@@ -173,7 +173,7 @@ def prune(age: str, batch: int) -> None:
 def _sentences() -> Iterator[None]:
     """Ends the command with a sentence where a store fails."""
     try:
-        with redis_by_hand():
+        with stores_by_hand():
             yield
     except RelayError as error:
         raise click.ClickException(str(error)) from error

@@ -26,7 +26,7 @@ from relay.connect import database, persister_clients
 from relay.errors import Misconfigured, RelayError
 from relay.processes import Part, Supervisor
 from relay.settings import Settings, explain
-from relay.startup import EVERY_CHECK, guard, redis_by_hand
+from relay.startup import EVERY_CHECK, guard, stores_by_hand
 from relay.stream.keys import RUN_ID
 
 DATA_DIR = Path(".relay-data")
@@ -74,16 +74,14 @@ def migrate_() -> None:
     """
     settings = _settings()
     logs.configure(settings.log_format, settings.log_level)
-    migrate.upgrade(settings.database_url.get_secret_value())
+    with _sentences():
+        migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
-        try:
-            with redis_by_hand():
-                migrate.load_functions(settings.redis_url.get_secret_value())
-        except RelayError as error:
-            raise click.ClickException(
-                "The schema is up to date, but the functions could not be loaded into Redis. The user in "
-                f"REDIS_URL has to be allowed to. {error}"
-            ) from error
+        with _sentences(
+            "The schema is up to date, but the functions could not be loaded into Redis. The user in "
+            "REDIS_URL has to be allowed to. "
+        ):
+            migrate.load_functions(settings.redis_url.get_secret_value())
 
 
 @main.command()
@@ -207,15 +205,22 @@ def erase_(run_id: str, held: float) -> None:
     def waiting() -> None:
         click.echo("Persisters finish what they were given ...", err=True)
 
-    try:
-        with redis_by_hand(), ExitStack() as stack:
-            clients = persister_clients(settings.redis_url.get_secret_value())
-            for client in clients:
-                stack.callback(client.close)
-            erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)
-    except RelayError as error:
-        raise click.ClickException(str(error)) from error
+    with _sentences(), ExitStack() as stack:
+        clients = persister_clients(settings.redis_url.get_secret_value())
+        for client in clients:
+            stack.callback(client.close)
+        erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)
     click.echo(f"Erased: {erased.entries} entries, {erased.rows} rows, {erased.dead_letters} dead letters.")
+
+
+@contextmanager
+def _sentences(before: str = "") -> Iterator[None]:
+    """Ends the command with a sentence where a store fails."""
+    try:
+        with stores_by_hand():
+            yield
+    except RelayError as error:
+        raise click.ClickException(f"{before}{error}") from error
 
 
 def _settings() -> Settings:
@@ -265,7 +270,8 @@ def _everything(
             supervisor.add(part)
         os.environ.update(env)
         settings = _settings()
-        migrate.upgrade(settings.database_url.get_secret_value())
+        with _sentences():
+            migrate.upgrade(settings.database_url.get_secret_value())
         with server.listen(host, port) as listener:
             chosen = listener.getsockname()[1]
             argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from relay.errors import DatabaseUnavailable, Misconfigured
 from relay.link import Durability, DurableLink, Link, SharedLink
+from relay.reasons import NO_TABLES
 from relay.stream.keys import MAX_SHARDS
 from relay.where import ELSEWHERE, Address, Where, spreads, where
 
@@ -239,7 +240,7 @@ class Database:
             if not reused:
                 raise DatabaseUnavailable from error
         except psycopg2.errors.UndefinedTable as error:
-            raise Misconfigured("The database has no tables yet; run `relay migrate`.") from error
+            raise Misconfigured(NO_TABLES) from error
         return self._run(work)
 
     def _connection(self) -> psycopg2.extensions.connection:

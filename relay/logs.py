@@ -42,6 +42,7 @@ def configure(format: Format, level: Level = "info") -> None:
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # a line for each of its own
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 

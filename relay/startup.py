@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -23,6 +23,7 @@ from pydantic import AliasChoices, SecretStr
 
 from relay.connect import database, persister_clients
 from relay.errors import DatabaseUnavailable, Insecure, Misconfigured, Unavailable
+from relay.reasons import known, why
 from relay.settings import Check, StoreSettings, several, variable
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Weakness(NamedTuple):
 
 
 class Away(Exception):
-    """A store does not answer."""
+    """A store could not be looked at; the message is a sentence that says why."""
 
 
 def guard(settings: StoreSettings) -> AbstractContextManager[None]:
@@ -75,8 +76,8 @@ def guard(settings: StoreSettings) -> AbstractContextManager[None]:
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
-        log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
-        threading.Thread(target=_look_later, args=[settings, found], daemon=True).start()
+        _warn(away)
+        threading.Thread(target=_look_later, args=[settings, found, away], daemon=True).start()
     return _failing_where(found)
 
 
@@ -89,9 +90,16 @@ def _failing_where(found: threading.Event) -> Iterator[None]:
             raise SystemExit(1)
 
 
-def _look_later(settings: StoreSettings, found: threading.Event) -> None:
+def _warn(away: Iterable[str]) -> None:
+    for sentence in away:
+        log.warning("%s It is looked at again every %g s.", sentence, LATER_S)
+
+
+def _look_later(settings: StoreSettings, found: threading.Event, told: Sequence[str]) -> None:
     try:
-        while refuse_insecure(settings):
+        while away := refuse_insecure(settings):
+            _warn(sentence for sentence in away if sentence not in told)
+            told = away
             time.sleep(LATER_S)
     except Misconfigured as error:
         log.critical("%s", error)
@@ -101,13 +109,13 @@ def _look_later(settings: StoreSettings, found: threading.Event) -> None:
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:
     """Raises Insecure, with a sentence for each weakness that the settings do not allow, or Misconfigured
-    where a store's certificate is not trusted. Answers which stores could not be looked at."""
+    where a store's certificate is not trusted. Answers why stores could not be looked at, in sentences."""
     found, away = list(_secrets(settings)), []
-    for store, look in (("Redis", _redis), ("PostgreSQL", _postgres)):
+    for look in (_redis, _postgres):
         try:
             found += look(settings)
-        except Away:
-            away.append(store)
+        except Away as error:
+            away.append(str(error))
     refused = [weakness for weakness in found if weakness.check not in settings.allow_insecure]
     if refused:
         names = ",".join(dict.fromkeys(weakness.check for weakness in refused))
@@ -123,9 +131,9 @@ def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
             alias = field.validation_alias
             named = variable(str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
             each = (several(value) if name in SEVERAL else None) or [value.get_secret_value()]
-            if why := next(filter(None, map(_weakness, each)), None):
+            if wrong := next(filter(None, map(_weakness, each)), None):
                 yield Weakness(
-                    "secret", f"{named} {why}; take a random one, such as `openssl rand -hex 32` prints."
+                    "secret", f"{named} {wrong}; take a random one, such as `openssl rand -hex 32` prints."
                 )
 
 
@@ -159,7 +167,7 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
         )
     except (redis.exceptions.RedisError, OSError) as error:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
-        raise Away from error
+        raise Away(known(error) or "Redis is not there yet.") from error
     else:
         yield from dict.fromkeys(weakness for info in found for weakness in _of_redis(info))
 
@@ -216,11 +224,10 @@ def _postgres(settings: StoreSettings) -> Iterator[Weakness]:
             by_socket = not connection.info.host or connection.info.host.startswith("/")
             cursor.execute("SHOW cluster_name")
             ((cluster,),) = cursor.fetchall()
-    except DatabaseUnavailable as error:
-        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
-        raise Away from error
-    except psycopg2.Error as error:
-        raise Away from error
+    except (DatabaseUnavailable, psycopg2.Error) as error:
+        cause = error if isinstance(error, psycopg2.Error) else error.__cause__
+        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", cause)
+        raise Away(known(cause) or "PostgreSQL is not there yet.") from error
     if not by_socket and not _asks_who_we_are(url):
         yield Weakness(
             "postgres-password",
@@ -244,14 +251,17 @@ def _asks_who_we_are(url: str) -> bool:
 
 
 @contextmanager
-def redis_by_hand() -> Iterator[None]:
-    """For a command that somebody typed: what Redis, or the way to it, has against it, as a RelayError that
+def stores_by_hand() -> Iterator[None]:
+    """For a command that somebody typed: what a store, or the way to it, has against it, as a RelayError that
     says what to do."""
     try:
         yield
     except redis.exceptions.RedisError as error:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
-        raise Unavailable(f"Redis: {type(error).__name__}; run the same again.") from error
+        raise Unavailable(known(error) or f"{why(error)}; run the same again.") from error
+    except DatabaseUnavailable as error:
+        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
+        raise Unavailable(known(error) or f"{why(error)}; run the same again.") from error
 
 
 def _certificate(store: str, variable: str, option: str, error: BaseException | None, more: str = "") -> None:

@@ -38,6 +38,7 @@ LAYERS = [
         "relay.link",
         "relay.where",
         "relay.addresses",
+        "relay.reasons",
         "relay.stream.calls",
         "relay.stream.group",
         "relay.settings",
@@ -64,6 +65,7 @@ LAYERS = [
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
 SHARED = {
+    "relay.reasons",
     "relay.connect",
     "relay.link",
     "relay.where",
