@@ -258,6 +258,17 @@ def _everything(
     """All processes, ready, and what `relay up` prints about them."""
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with embedded.alone_in(data_dir), _started(host, port, data_dir, workers, persisters) as started:
+            yield started
+    except (RuntimeError, embedded.NotInstalled, embedded.InUse, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _started(
+    host: str, port: int, data_dir: Path, workers: int, persisters: int
+) -> Iterator[tuple[Supervisor, dict[str, object]]]:
     supervisor = Supervisor()
     try:
         env = _for_developers() | _secrets(data_dir)
@@ -292,8 +303,6 @@ def _everything(
                     "pids": supervisor.pids(),
                 },
             )
-    except (RuntimeError, embedded.NotInstalled, OSError) as error:
-        raise click.ClickException(str(error)) from error
     finally:
         supervisor.stop()
 
