@@ -22,11 +22,11 @@ from persister.settings import Settings
 from persister.store import Store
 from relay import logs, tracing
 from relay.connect import database, persister_clients, persister_redis
-from relay.errors import Misconfigured, RelayError
 from relay.garbage import look_rarely
 from relay.listener import listening
+from relay.program import Program
 from relay.settings import explain
-from relay.startup import guard, stores_by_hand
+from relay.startup import guard
 
 if TYPE_CHECKING:
     from relay.spans import Spans
@@ -37,11 +37,10 @@ WATCH_S = 1.0
 """How often the main thread looks after the others."""
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(package_name="rp-relay")
 def main() -> None:
     """Drains the event log into PostgreSQL."""
-    logs.configure("text", "warning")
 
 
 @main.command()
@@ -50,11 +49,12 @@ def run(name: str | None) -> None:
     """Drain until SIGINT or SIGTERM; the batch at hand is finished first."""
     settings = _settings(name)
     logs.configure(settings.log_format, settings.log_level)
-    try:
-        guarded = guard(settings)
-        spans = tracing.spans(settings, "persister")
-    except Misconfigured as error:
-        raise click.ClickException(str(error)) from error
+    with guard(settings), _exporting(settings) as spans:
+        _drain(settings, spans)
+
+
+def _drain(settings: Settings, spans: "Spans | None") -> None:
+    """Until a signal, or a failure: that ends the program with SystemExit."""
     url = settings.redis_url.get_secret_value()
     shards = range(settings.shards)
     loops = [Loop(persister_redis(url, shard), _store(settings), shard, settings, spans) for shard in shards]
@@ -76,11 +76,7 @@ def run(name: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     look_rarely()
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
-    with (
-        guarded,
-        spans.exporting() if spans else nullcontext(),
-        listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)),
-    ):
+    with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -110,18 +106,16 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 def list_() -> None:
     """One line each: key, run, kind, reason."""
-    with _sentences():
-        for letter in DeadLetters(_clients(_settings())):
-            run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
-            click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
+    for letter in DeadLetters(_clients(_settings())):
+        run_id, kind = (letter.entry.run_id, letter.entry.kind) if letter.entry else ("?", "?")
+        click.echo(f"{letter.key}\t{run_id}\t{kind}\t{letter.reason}")
 
 
 @dead_letters.command()
 @click.argument("key")
 def show(key: str) -> None:
     """One dead letter, whole, as JSON."""
-    with _sentences():
-        letter = DeadLetters(_clients(_settings())).get(key)
+    letter = DeadLetters(_clients(_settings())).get(key)
     if letter is None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
@@ -141,7 +135,7 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     letters = DeadLetters(_clients(settings))
     store = _store(settings)
     failed, missing = False, dict.fromkeys(keys)
-    with _sentences(), _exporting(settings) as spans:
+    with _exporting(settings) as spans:
         for letter in letters:
             if everything or letter.key in keys:
                 reason = letters.requeue(letter, store, spans)
@@ -165,26 +159,15 @@ def prune(age: str, batch: int) -> None:
         raise click.UsageError(f"--older-than: {error}") from error
     settings = _settings()
     url = settings.database_url.get_secret_value()
-    with _sentences():
-        for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
-            click.echo(f"{table}\t{rows}")
-        letters = prune_dead_letters(_clients(settings), oldest)
+    for table, rows in prune_rows(lambda: database(url), oldest_to_keep(oldest), batch):
+        click.echo(f"{table}\t{rows}")
+    letters = prune_dead_letters(_clients(settings), oldest)
     click.echo(f"dead letters\t{letters}")
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Ends the command with a sentence where a store fails."""
-    try:
-        with stores_by_hand():
-            yield
-    except RelayError as error:
-        raise click.ClickException(str(error)) from error
-
-
-@contextmanager
 def _exporting(settings: Settings) -> Iterator["Spans | None"]:
-    """What makes the spans of a command. Raises Misconfigured."""
+    """What makes the spans of a command, and sends them. Raises Misconfigured."""
     spans = tracing.spans(settings, "persister")
     with spans.exporting() if spans else nullcontext():
         yield spans

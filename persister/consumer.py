@@ -32,6 +32,9 @@ all made anew to be tuples.)"""
 READ_COUNT = 256
 """Entries that are read at once: with the largest events 64 MiB, which is known only when it is there."""
 
+RUNS_AT_ONCE = 200
+"""Run logs that a call tidies at most: some 3 ms, in which the server serves nobody else."""
+
 
 class Batch(NamedTuple):
     """Entries that are this persister's to store, until they are settled: those after `position`, up to
@@ -130,7 +133,8 @@ class Consumer:
         return int(removed)
 
     def _settle(self, connection: Any, settlement: Settlement) -> None:
-        self._call(connection, *self._settling(settlement))
+        for part in self._settling(settlement):
+            self._call(connection, part)
 
     def _claim_new(
         self, connection: Any, block_ms: int | None, settlement: Settlement | None = None
@@ -157,7 +161,9 @@ class Consumer:
         position = self._position or b"0-0"
         reading = [command("SCARD", self._keys.erased), self._reading(position, asked, block_ms)]
         settling = self._settling(settlement) if settlement else []
-        *settled, erased, read = self._exchange(connection, *settling, *reading)
+        for part in settling[:-1]:
+            self._call(connection, part)
+        *settled, erased, read = self._exchange(connection, *settling[-1:], *reading)
         if settlement and any(isinstance(answer, Exception) for answer in settled):
             self._settle(connection, settlement)
         for answer in (erased, read):
@@ -249,20 +255,24 @@ class Consumer:
         return answer
 
     def _settling(self, settlement: Settlement) -> list[bytes]:
-        """The command, as it goes over the wire."""
+        """The calls, as they go over the wire, each to be sent once the one before is answered, so that the
+        server serves others in between. Only the last one ends the claim: who takes over does all again."""
         batch, newest, letters = settlement
-        settings = self._settings
-        keys = [self._keys.claims, self._keys.dead_letters, *map(self._keys.run, newest)]
-        words: list[str | bytes | int] = [
-            batch.position,
-            batch.last,
-            int(settings.run_log_ttl_s * 1000),
-            settings.run_log_entries,
-        ]
-        words += newest.values()
-        for letter in letters:
-            words += [len(letter), *letter]
-        return [command("FCALL", functions.SETTLE, len(keys), *keys, *words)]
+        runs = list(newest.items())
+        *most, rest = (runs[at : at + RUNS_AT_ONCE] for at in range(0, len(runs) or 1, RUNS_AT_ONCE))
+        words = [word for letter in letters for word in (len(letter), *letter)]
+        tidying = (self._tidying(functions.TIDY, batch, some) for some in most)
+        return [*tidying, self._tidying(functions.SETTLE, batch, rest, *words)]
+
+    def _tidying(
+        self, function: str, batch: Batch, runs: Sequence[tuple[str, str]], *words: str | bytes | int
+    ) -> bytes:
+        keys = [self._keys.claims, self._keys.dead_letters, *(self._keys.run(run_id) for run_id, _ in runs)]
+        bounds = int(self._settings.run_log_ttl_s * 1000), self._settings.run_log_entries
+        newest = (stream_id for _, stream_id in runs)
+        return command(
+            "FCALL", function, len(keys), *keys, batch.position, batch.last, *bounds, *newest, *words
+        )
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:

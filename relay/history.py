@@ -13,7 +13,7 @@ from psycopg2.extras import RealDictCursor
 
 from relay.connect import Database
 from relay.events.base import Kind
-from relay.events.registry import HIGHEST_ID, REGISTRY, TABLES
+from relay.events.registry import HIGHEST_ID, TABLES
 from relay.stream.entry import Record
 from relay.stream.keys import MAX_EVENT_ID, START
 
@@ -178,11 +178,7 @@ class History:
             "limit": limit,
         }
         rows = await self._database.rows(_ALL_RECORDS, window)
-        return [
-            Record(id, run_id, kind, payload.encode())
-            for id, run_id, kind, payload in rows
-            if kind in REGISTRY
-        ]
+        return [Record(id, run_id, kind, payload.encode()) for id, run_id, kind, payload in rows]
 
     async def newest(self, run_id: str) -> int:
         """The highest id of the run, or START."""

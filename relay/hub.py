@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, IntEnum
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from relay import metrics
 from relay.sse import KEEP_ALIVE, Frame, Framing, join_positions
@@ -269,7 +269,6 @@ class Hub:
         self._runs: dict[str, set[Viewer]] = {}
         self._slices: list[set[Viewer]] = [set() for _ in range(SLICES)]
         self._followers: set[Follower] = set()
-        self._turn = 0
         self.watched = asyncio.Event()
 
     def __len__(self) -> int:
@@ -330,13 +329,13 @@ class Hub:
             for viewer in viewers:
                 viewer.hold()
 
-    async def keep_alive(self, period_s: float) -> None:
+    async def keep_alive(self, period_s: float) -> NoReturn:
         """Sends every viewer a comment once a period, for ever, or wakes it where its time is over."""
         while True:
-            await asyncio.sleep(period_s / SLICES)
-            self._turn = (self._turn + 1) % SLICES
-            now = time.time()
-            for viewer in self._slices[self._turn]:
-                viewer.keep_alive()
-                if viewer.expires <= now:
-                    viewer.wake(Wake.EXPIRED)
+            for slice in self._slices:
+                await asyncio.sleep(period_s / SLICES)
+                now = time.time()
+                for viewer in slice:
+                    viewer.keep_alive()
+                    if viewer.expires <= now:
+                        viewer.wake(Wake.EXPIRED)

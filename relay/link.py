@@ -5,7 +5,8 @@ database. Then its transport is ours: commands are written to it as they are, an
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,10 @@ from redis._parsers import BaseParser
 
 from relay import metrics
 from relay.errors import OutcomeUnknown
-from relay.sharing import noticed
+from relay.sharing import Sharing
 from relay.where import ELSEWHERE, Address
+
+log = logging.getLogger(__name__)
 
 WAITAOF_MS = 2_000
 """How long a server may take to have a write in the files that were asked for: below a link's `reply_s`."""
@@ -199,14 +202,14 @@ class Link:
     async def send(self, packed: bytes) -> Any:
         """What the server answers to a command that is packed already. Raises as `command` does."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.ask(packed, partial(_resolve, answer))
+        self.ask(packed, partial(resolve, answer))
         return await answer
 
     async def commands(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """What the server answers to each; a refusal is an answer here."""
         answers: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         packed = b"".join(command(*words) for words in commands)
-        self._ask(packed, len(commands), partial(_resolve, answers))
+        self._ask(packed, len(commands), partial(resolve, answers))
         return await answers
 
     async def drop(self) -> None:
@@ -217,7 +220,7 @@ class Link:
         await self._connection.disconnect(nowait=True)
 
 
-def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+def resolve(future: asyncio.Future[Any], answer: Any) -> None:
     """Hands an answer to whoever waits for it, if anybody still does."""
     if future.done():
         return
@@ -257,6 +260,10 @@ class DurableLink(Link):
         return OutcomeUnknown()
 
 
+Question = tuple[str | int, ...]
+"""The words of a command."""
+
+
 class SharedLink:
     """One connection for the short reads of many, whoever and however many they are.
 
@@ -264,45 +271,30 @@ class SharedLink:
     once. An answer is never older than its question.
     """
 
-    ROUND = 100
-    """Questions in one round: what comes in later does not wait for too many others."""
-
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._waiting: dict[tuple[str | int, ...], asyncio.Future[Any]] = {}
-        self._asking: asyncio.Task[None] | None = None
+        self._questions: dict[Question, None] = {}
+        """Of the next round, in their order."""
+        self._rounds = Sharing[None, Mapping[Question, Any]]()
 
     async def ask(self, *words: str | int) -> Any:
         """What the server answers. Raises a redis error."""
-        answer = self._waiting.get(words)
-        if answer is None:
-            answer = self._waiting[words] = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(noticed)
-            if self._asking is None:
-                self._asking = asyncio.create_task(self._ask_all())
-        return await asyncio.shield(answer)
+        self._questions[words] = None
+        reply = (await self._rounds.ask(None, self._round))[words]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
-    async def _ask_all(self) -> None:
-        """Rounds until nobody waits."""
+    async def _round(self) -> Mapping[Question, Any]:
+        questions, self._questions = list(self._questions), {}
         try:
-            while self._waiting:
-                questions = list(self._waiting)[: self.ROUND]
-                answers = [self._waiting.pop(question) for question in questions]
-                try:
-                    replies = await self._round(questions)
-                except BaseException:
-                    for answer in answers:  # nobody waits for a reply that never comes
-                        answer.set_exception(redis.exceptions.ConnectionError("there was no reply"))
-                    raise
-                for answer, reply in zip(answers, replies, strict=True):
-                    if isinstance(reply, Exception):
-                        answer.set_exception(reply)
-                    else:
-                        answer.set_result(reply)
-        finally:
-            self._asking = None
+            replies = await self._replies(questions) if questions else ()
+        except Exception as error:  # those who ask are prepared for redis errors
+            log.exception("nobody was prepared for this")
+            raise redis.exceptions.ConnectionError("there was no reply") from error
+        return dict(zip(questions, replies, strict=True))
 
-    async def _round(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
+    async def _replies(self, questions: Sequence[Question]) -> Sequence[Any]:
         """The replies, or errors. Asks twice, since the connection may have died unnoticed, or somebody else
         taken over, and reads can be repeated."""
         for last in (False, True):
@@ -318,6 +310,5 @@ class SharedLink:
         raise AssertionError("the last attempt returns")
 
     async def close(self) -> None:
-        if self._asking is not None:
-            await asyncio.wait([self._asking])
+        await self._rounds.ask(None, self._round)  # after the one that is under way
         await self._link.drop()

@@ -82,6 +82,13 @@ CLOSES = Counts(
 )
 CATCH_UPS = Count("relay_catch_ups", "Times that a viewer fell behind the news and read the log again")
 
+BACKGROUND_FAILURES = Counts(
+    "relay_background_failures",
+    "Times that work in the background ended by a mistake of ours, and was started again, by what it does",
+    "work",
+    ("tailer", "keep_alive", "recheck", "reread", "sweep"),
+)
+
 ALL: Sequence[Count | Counts | Histogram] = (
     EVENTS,
     REPEATS,
@@ -96,4 +103,5 @@ ALL: Sequence[Count | Counts | Histogram] = (
     CONNECTS,
     CLOSES,
     CATCH_UPS,
+    BACKGROUND_FAILURES,
 )

@@ -1,7 +1,6 @@
 """The schema, and the functions in Redis, brought up to date. Safe to call from several processes at once."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,30 +24,14 @@ def config(database_url: str) -> "Config":
     return made
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
+def upgrade(database_url: str) -> None:
     """Raises DatabaseUnavailable or Misconfigured."""
     from alembic import command  # noqa: PLC0415 - as above
-
-    with _told():
-        command.upgrade(config(database_url), revision)
-
-
-def downgrade(database_url: str, revision: str) -> None:
-    """Raises as `upgrade` does."""
-    from alembic import command  # noqa: PLC0415 - as above
-
-    with _told():
-        command.downgrade(config(database_url), revision)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What Alembic and SQLAlchemy raise, as what it came from."""
     from alembic.util import CommandError  # noqa: PLC0415 - as above
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - as above
 
     try:
-        yield
+        command.upgrade(config(database_url), "head")
     except DBAPIError as error:
         raise DatabaseUnavailable from error.orig
     except CommandError as error:

@@ -1,7 +1,9 @@
 """The web service as processes: uvicorn, with our protocol class."""
 
 import logging
+import math
 import socket
+from time import monotonic
 from typing import NoReturn
 
 import uvicorn
@@ -23,6 +25,12 @@ GRACE_S = 10
 
 KEEP_ALIVE_S = 75
 """Longer than the idle time-out of common proxies, so that they never write into a closing connection."""
+
+PAUSE_S = (1.0, 16.0)
+"""After a worker was replaced, before the next one is: at first, and at most. It doubles, until no worker had
+to be replaced for `STEADY_S`."""
+
+STEADY_S = 60.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,12 +62,34 @@ def serve(listener: socket.socket, workers: int) -> None:
         log_config=None,
     )
     if workers > 1:
-        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Workers(config, sockets=[listener])
         supervisor.run()
         if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
             raise SystemExit(STARTUP_FAILURE)
     else:
         uvicorn.Server(config).run(sockets=[listener])
+
+
+class Workers(Multiprocess):
+    """Replaces workers that end, the first at once. Where they end again and again, it leaves the processor
+    to those that are well in between."""
+
+    _replaced = -math.inf
+    _pause_s = 0.0
+
+    def keep_subprocess_alive(self) -> None:
+        """What uvicorn calls twice a second."""
+        if monotonic() < self._replaced + self._pause_s:
+            return
+        before = list(self.processes)
+        super().keep_subprocess_alive()
+        ended = [old for old, new in zip(before, self.processes, strict=True) if old is not new]
+        if ended:
+            before_that, self._replaced = self._replaced, monotonic()
+            steady = self._replaced - before_that > STEADY_S
+            self._pause_s = PAUSE_S[0] if steady else min(2 * self._pause_s, PAUSE_S[1])
+        for worker in ended:
+            log.error("worker %s ended with exit code %s, and was replaced", worker.pid, worker.exitcode)
 
 
 def application() -> ASGIApp:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -68,21 +68,19 @@ class Away(Exception):
     """A store could not be looked at; the message is a sentence that says why."""
 
 
-def guard(settings: StoreSettings) -> AbstractContextManager[None]:
-    """Refuses what is there, as `refuse_insecure` does, and keeps an eye on what is not there yet.
+@contextmanager
+def guard(settings: StoreSettings) -> Iterator[None]:
+    """For a program to run in: refuses what is there, as `refuse_insecure` does, and keeps an eye on what is
+    not there yet.
 
-    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. The context is for
-    the program to run in: it then raises SystemExit, whose code says that nobody asked for that end.
+    What it finds then ends the program as Ctrl-C does: in order, whatever it is made of. So does a look that
+    fails, since nothing may go unlooked at. In the end it raises SystemExit, whose code says that nobody
+    asked for that.
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
         _warn(away)
         threading.Thread(target=_look_later, args=[settings, found, away], daemon=True).start()
-    return _failing_where(found)
-
-
-@contextmanager
-def _failing_where(found: threading.Event) -> Iterator[None]:
     try:
         yield
     finally:
@@ -101,10 +99,13 @@ def _look_later(settings: StoreSettings, found: threading.Event, told: Sequence[
             _warn(sentence for sentence in away if sentence not in told)
             told = away
             time.sleep(LATER_S)
+        return
     except Misconfigured as error:
         log.critical("%s", error)
-        found.set()
-        os.kill(os.getpid(), signal.SIGINT)
+    except Exception as error:
+        log.critical("unexpected: a store that was away can not be looked at", exc_info=error)
+    found.set()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:

@@ -12,7 +12,7 @@ import psycopg2
 import redis.exceptions
 from psycopg2.extensions import connection as Connection  # noqa: N812
 
-from relay.auth.viewers import Caller
+from relay.auth.viewers import MAX_BIGINT, Caller
 from relay.connect import Database
 from relay.errors import Conflict, DatabaseUnavailable, Forbidden, Misconfigured, NotFound, RelayError
 from relay.link import SharedLink
@@ -26,7 +26,6 @@ RUNS_CACHE_S = 1.0
 """For the list of a conversation's runs, in which new ones are waited for."""
 
 OWNER_REMEMBERED_S = 24 * 3600
-MAX_BIGINT = (1 << 63) - 1
 
 _TIME = """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"+00:00"')"""
 _COLUMNS = ", ".join(

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, build_opener
 
@@ -67,7 +67,7 @@ class Reread:
             raise self._unusable(str(error)) from None
         self._taken = content
 
-    async def follow(self) -> None:
+    async def follow(self) -> NoReturn:
         """Reads it again, for ever. What can not be read changes nothing."""
         while True:
             await asyncio.sleep(URL_PERIOD_S if self.remote else FILE_PERIOD_S)

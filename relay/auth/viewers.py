@@ -17,7 +17,9 @@ from relay.settings import Settings, several
 from relay.stream.keys import RUN_ID
 
 SHARED = "HS256"
-MAX_USER_ID = (1 << 63) - 1
+MAX_BIGINT = (1 << 63) - 1
+"""The highest id of a user, or of a conversation, that a database holds."""
+
 REMEMBERED = 10_000
 """Tokens whose meaning is known, since viewers that were cut come back with the same one."""
 
@@ -111,7 +113,7 @@ class Viewers:
 def _caller(claims: dict[str, Any]) -> Caller:
     """Raises ValueError."""
     user, runs = claims["sub"], claims.get("runs")
-    if not _USER_ID.fullmatch(user) or int(user) > MAX_USER_ID:
+    if not _USER_ID.fullmatch(user) or int(user) > MAX_BIGINT:
         raise ValueError("no user has such an id")
     if runs is None:
         return Caller(int(user), float(claims["exp"]))

@@ -9,7 +9,7 @@ from starlette.types import Scope
 from relay.auth import Ownership, Run
 from relay.auth.tickets import Tickets
 from relay.auth.viewers import Caller, Viewers
-from relay.errors import BadRequest, Forbidden, InvalidEvent
+from relay.errors import BadRequest, FieldError, Forbidden, InvalidEvent
 from relay.http.asgi import header, query
 from relay.http.rate import Rates
 from relay.settings import Settings
@@ -41,9 +41,12 @@ class Access:
         self._rates = Rates(TICKETS_PER_S)
 
     async def enter(self, scope: Scope, conversation_id: str, *, ticket: bool = False) -> tuple[Caller, int]:
-        """Who asks, and for which conversation. `ticket`: a ticket does as well. Raises a RelayError."""
+        """Who asks, which `scope["user"]` then says as well, and for which conversation. `ticket`: a ticket
+        does as well. Raises a RelayError."""
         conversation = _conversation(conversation_id)
-        return await self._caller(scope, ticket=ticket), conversation
+        caller = await self._caller(scope, ticket=ticket)
+        scope["user"] = caller.user_id
+        return caller, conversation
 
     async def check(self, scope: Scope, conversation_id: str, run_id: str) -> Run | None:
         """Both steps at once, without tickets."""
@@ -107,12 +110,12 @@ class Access:
 
 def _conversation(conversation_id: str) -> int:
     if not _INTEGER.fullmatch(conversation_id):
-        found = {
+        found: FieldError = {
             "loc": ["path", "conversation_id"],
             "msg": "Input should be an integer",
             "type": "int_parsing",
         }
-        raise InvalidEvent([found], "conversation_id must be an integer")  # type: ignore[list-item]
+        raise InvalidEvent([found], "conversation_id must be an integer")
     if int(conversation_id) <= 0:
         raise BadRequest("conversation_id must be positive")
     return int(conversation_id)

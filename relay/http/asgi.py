@@ -37,13 +37,15 @@ class HandOff(Response):
 class Streamed(Response):
     """A JSON answer, sent piece by piece as it is read."""
 
-    def __init__(self, pieces: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
         super().__init__()
-        self._pieces = pieces
+        self._first = first
+        self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _JSON_HEADERS})
-        async for piece in self._pieces:
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for piece in self._rest:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body"})
 

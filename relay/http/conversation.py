@@ -32,7 +32,9 @@ class ConversationStream(LiveEndpoint):
     """`GET /conversations/{conversation_id}/events`."""
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
-        caller, conversation = await self.enter(scope)
+        caller, conversation = await self.access.enter(
+            scope, scope["path_params"]["conversation_id"], ticket=True
+        )
 
         async def look() -> list[Run]:
             return await self.access.runs(caller, conversation)
@@ -42,8 +44,10 @@ class ConversationStream(LiveEndpoint):
         positions = _asked(scope, len(shards))
         limit = self.settings.viewer_buffer_bytes
         follower = Follower(wire, shards=len(shards), buffer_limit=limit, expires=caller.expires)
-        replay = self.replay().of(caller.user_id)
-        return ConversationViewing(follower, wire, send, shards, self.settings, replay, look, runs, positions)
+        replay, user_id = self.replay(), caller.user_id
+        return ConversationViewing(
+            follower, wire, send, shards, self.settings, replay, user_id, look, runs, positions
+        )
 
 
 def _asked(scope: Scope, shards: int) -> list[int] | None:
@@ -66,6 +70,7 @@ class ConversationViewing(Viewing):
         shards: Sequence[Shard],
         settings: Settings,
         replay: Replay,
+        user_id: int,
         look: Callable[[], Awaitable[list[Run]]],
         runs: Sequence[Run],
         positions: list[int] | None,
@@ -74,6 +79,7 @@ class ConversationViewing(Viewing):
         self._follower = follower
         self._shards = shards
         self._replay = replay
+        self._user_id = user_id
         self._look = look
         self._asked = positions
         self._runs: dict[str, Run] = {}
@@ -160,14 +166,15 @@ class ConversationViewing(Viewing):
             begin = (
                 opening(place, Framing.LABELLED) + b'{"type":"initial","run_id":"%b",' % run.run_id.encode()
             )
-            await self.write_initial(begin, run, await self._replay.snapshot(run.run_id, upto))
+            snapshot = await self._replay.snapshot(run.run_id, self._user_id, upto)
+            await self.write_initial(begin, run, snapshot)
             self._new.pop(0)
         await self.write(b"")
 
     async def _send_page(self, shard: int) -> bool | None:
         """Sends a page of what follows in a shard. Whether there is more; None where the log was lost."""
         runs = [run_id for run_id in self._runs if shard_of_run(run_id, len(self._shards)) == shard]
-        page = await self._replay.after_all(runs, self._follower.positions[shard])
+        page = await self._replay.after_all(runs, self._follower.positions[shard], self._user_id)
         if page is None:
             return None
         frames = [made for record in page.records if (made := frame(record))]

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
+from relay.auth import MAX_BIGINT
 from relay.http.problems import MEDIA_TYPE
 from relay.stream.keys import RUN_ID
 
@@ -68,7 +69,7 @@ _LIVE = {
 _COMMON = {408: "The request did not arrive in time", 431: "The headers are too large"}
 
 RUN_PARAMETER = {"type": "string", "pattern": f"^{RUN_ID}$"}
-CONVERSATION_PARAMETER = {"type": "integer", "minimum": 1, "maximum": (1 << 63) - 1}
+CONVERSATION_PARAMETER = {"type": "integer", "minimum": 1, "maximum": MAX_BIGINT}
 
 
 def body_of(adapter: TypeAdapter[Any], *, flat: bool = False) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import asyncio
 import socket
 import struct
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -68,7 +68,7 @@ class Guard:
     def reads(self, connection: "GuardedProtocol") -> None:
         self._unread.pop(connection, None)
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> NoReturn:
         """Ends connections whose time is over, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S)

@@ -75,8 +75,8 @@ def router(
         summary="A run with all that happened in it, and the id that this is exact at",
         responses={200: {"model": RunAsAWhole}},
     )
-    async def everything(run: Annotated[Run, Depends(permitted)]) -> Response:
-        snapshot = await replay().snapshot(run.run_id)
+    async def everything(request: Request, run: Annotated[Run, Depends(permitted)]) -> Response:
+        snapshot = await replay().snapshot(run.run_id, request.scope["user"])
         head = b'{"id":%d,"run":%b,' % (
             snapshot.position,
             to_json(run.shown(snapshot.changes, settings.stale_after_s)),
@@ -148,11 +148,4 @@ async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> Asy
 
 async def _streamed(pieces: AsyncIterator[bytes]) -> Response:
     """A JSON answer, as it is read. What fails before the first piece is an error like any other."""
-    first = await anext(pieces)
-
-    async def all_pieces() -> AsyncIterator[bytes]:
-        yield first
-        async for piece in pieces:
-            yield piece
-
-    return Streamed(all_pieces())
+    return Streamed(await anext(pieces), pieces)

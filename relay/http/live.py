@@ -2,16 +2,15 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from relay.auth.tickets import TTL_S
 from relay.headers import PRIVATE
-from relay.http import document
 from relay.http.access import Access
 from relay.http.asgi import HandOff
-from relay.http.history import RUN
+from relay.http.history import RUN, Conversation, RunPath
 from relay.sse import CONTENT_TYPE
 
 POSITIONS = r"^[0-9]{1,16}(\.[0-9]{1,16})*$"
@@ -40,8 +39,8 @@ def router(live: ASGIApp, conversation: ASGIApp, access: Access) -> APIRouter:
         responses={200: _STREAM, 204: {"description": "The run is over"}},
     )
     async def events(
-        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
-        run_id: Annotated[str, Path(json_schema_extra=document.RUN_PARAMETER)],
+        conversation_id: Conversation,
+        run_id: RunPath,
         resume: Annotated[bool, Query(description="Blocks carry ids")] = False,
         last_event_id: Annotated[
             str | None,
@@ -59,7 +58,7 @@ def router(live: ASGIApp, conversation: ASGIApp, access: Access) -> APIRouter:
         responses={200: _STREAM},
     )
     async def conversation_events(
-        conversation_id: Annotated[str, Path(json_schema_extra=document.CONVERSATION_PARAMETER)],
+        conversation_id: Conversation,
         last_event_id: Annotated[
             str | None,
             Query(description="Go on after this position", json_schema_extra={"pattern": POSITIONS}),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI
@@ -121,15 +121,12 @@ def pages(
 
 
 def on_loop(
-    loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]], timeout_s: float
+    loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]], timeout_s: float
 ) -> Callable[[], T]:
     """`work` on the event loop, for another thread. Raises TimeoutError where the loop is busy for longer."""
 
-    async def run() -> T:
-        return await work()
-
     def ask() -> T:
-        asked = asyncio.run_coroutine_threadsafe(run(), loop)
+        asked = asyncio.run_coroutine_threadsafe(work(), loop)
         try:
             return asked.result(timeout_s)
         finally:

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from relay.auth.viewers import Caller
 from relay.errors import Refused, RelayError
@@ -47,7 +47,7 @@ class Recheck:
         self._hubs = list(hubs)
         self._period_s = period_s
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         while True:
             watched = [(hub, run_id) for hub in self._hubs for run_id in hub.runs()]
             pause_s = self._period_s / max(len(watched), 1)

@@ -23,7 +23,9 @@ class RunStream(LiveEndpoint):
 
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         run_id = scope["path_params"]["run_id"]
-        caller, conversation = await self.enter(scope)
+        caller, conversation = await self.access.enter(
+            scope, scope["path_params"]["conversation_id"], ticket=True
+        )
         run = await self.access.run(caller, conversation, run_id)
         asked = asked_position(scope)
         position = parse_position(asked) if asked else None
@@ -33,8 +35,8 @@ class RunStream(LiveEndpoint):
         viewer = Viewer(wire, framing=framing, buffer_limit=limit, expires=caller.expires, reader=right)
         shards = self.shards()
         shard = shards[shard_of_run(run_id, len(shards))]
-        replay = self.replay().of(caller.user_id)
-        return RunViewing(viewer, wire, send, shard, self.settings, replay, run_id, run, position)
+        replay, user_id = self.replay(), caller.user_id
+        return RunViewing(viewer, wire, send, shard, self.settings, replay, user_id, run_id, run, position)
 
 
 class RunViewing(Viewing):
@@ -48,6 +50,7 @@ class RunViewing(Viewing):
         shard: Shard,
         settings: Settings,
         replay: Replay,
+        user_id: int,
         run_id: str,
         run: Run | None,
         position: int | None,
@@ -55,6 +58,7 @@ class RunViewing(Viewing):
         super().__init__(viewer, wire, send, [shard.tailer], settings)
         self._hub = shard.hub
         self._replay = replay
+        self._user_id = user_id
         self._run_id = run_id
         self._run = run
         self._asked = position
@@ -69,14 +73,17 @@ class RunViewing(Viewing):
         if self._asked is None:
             return await self._send_past(None)
         self.viewer.position = self._asked
-        page = await self._replay.after(self._run_id, self._asked)
+        page = await self._after(self._asked)
         if page is not None and not page.records and await self._is_over(page):
             await self.nothing_more()
             return False
         return await self._send_past(page)
 
     async def catch_up(self) -> bool:
-        return await self._send_past(await self._replay.after(self._run_id, self.viewer.position))
+        return await self._send_past(await self._after(self.viewer.position))
+
+    async def _after(self, position: int) -> Page | None:
+        return await self._replay.after(self._run_id, position, self._user_id)
 
     async def _is_over(self, page: Page) -> bool:
         return bool(page.end or self._ended_before() or await self._passed_end())
@@ -104,7 +111,7 @@ class RunViewing(Viewing):
                     return False
                 if viewer.release():
                     return True
-            page = await self._replay.after(self._run_id, viewer.position)
+            page = await self._after(viewer.position)
 
     def _ended_before(self) -> Message | None:
         """The last message, where the database knows that the run is over."""
@@ -123,7 +130,7 @@ class RunViewing(Viewing):
         """Sends all that happened. Raises Unavailable before anything is sent of it."""
         if self._run is None:
             raise Unavailable("The archive is not available; connect again later.")
-        snapshot = await self._replay.snapshot(self._run_id)
+        snapshot = await self._replay.snapshot(self._run_id, self._user_id)
         begin = opening(snapshot.position, self.viewer.framing) + b'{"type":"initial",'
         await self.write_initial(begin, self._run, snapshot)
         self.viewer.position = snapshot.position

@@ -11,7 +11,6 @@ from starlette.types import Receive, Scope, Send
 
 from relay import metrics
 from relay.auth import Run
-from relay.auth.viewers import Caller
 from relay.errors import NotAcceptable, RelayError, Unavailable
 from relay.headers import PRIVATE
 from relay.http.access import Access
@@ -217,14 +216,6 @@ class LiveEndpoint(ABC):
     @abstractmethod
     async def admit(self, scope: Scope, wire: Wire, send: Send) -> Viewing:
         """Checks the request; what serves it then. Raises a RelayError."""
-
-    async def enter(self, scope: Scope) -> tuple[Caller, int]:
-        """Who asks, and for which conversation. Raises a RelayError."""
-        caller, conversation = await self.access.enter(
-            scope, scope["path_params"]["conversation_id"], ticket=True
-        )
-        scope["user"] = caller.user_id
-        return caller, conversation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

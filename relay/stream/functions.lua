@@ -291,10 +291,10 @@ local function group_of(log, name)
 end
 
 -- Up to where all is archived that persisters were given before `position`, as an ordinal: where the oldest of
--- the batches begins that they are still at, or else all of it.
-local function archived_up_to(claims, position)
+-- the batches begins that they are still at, or else all of it. One that began at `own` is archived as well.
+local function archived_up_to(claims, position, own)
   for _, before in ipairs(redis.call('HKEYS', claims)) do
-    position = math.min(position, ordinal(before))
+    if before ~= own then position = math.min(position, ordinal(before)) end
   end
   return position
 end
@@ -357,31 +357,25 @@ local function take_over(keys, args)
   return oldest
 end
 
--- Ends the claim of an archived batch, keeps what could not be archived, and bounds the run logs.
+-- Gives run logs of an archived batch their expiry, and bounds them.
 --
 -- KEYS  the claims; the dead letters; run logs
 -- ARGV  the position before the batch, the id of its last entry, how long a run log lives after its last event in ms, how many entries it
---       keeps, for each run log the id of its newest entry in the batch, then for each dead letter: the number
---       of its words, the words
+--       keeps, for each run log the id of its newest entry in the batch
 -- A run log whose newest entry was dealt with gets its expiry, and one that is too long loses its oldest
--- entries, but never one that is not archived. Answers 1, or 0 where there is no claim of that batch (any more):
--- a peer that took it over was faster, dead letters included, or a server that did not know it has taken over.
-local function settle(keys, args)
-  local claims, lifetime, keep, runs = keys[1], args[3], tonumber(args[4]), #keys - 2
+-- entries, but never one that is not archived. Done again it changes nothing. Answers 1, or 0 where there is no
+-- claim of that batch (any more): a peer that took it over was faster, dead letters included, or a server that
+-- did not know it has taken over.
+local function tidy(keys, args)
+  local claims, lifetime, keep = keys[1], args[3], tonumber(args[4])
   local its = redis.call('HGET', claims, args[1])
   if not its or string.match(its, '^%S+') ~= args[2] then return 0 end
-  local i = 5 + runs
-  while i <= #args do
-    redis.call('XADD', keys[2], '*', unpack(args, i + 1, i + tonumber(args[i])))
-    i = i + 1 + tonumber(args[i])
-  end
-  redis.call('HDEL', claims, args[1])
   -- What is up to its newest entry is archived, but for what others are still at: asked once for all runs.
-  local others_from = archived_up_to(claims, math.huge)
-  for r = 1, runs do
-    local run, newest = keys[2 + r], args[4 + r]
-    local tip = redis.call('XREVRANGE', run, '+', '-', 'COUNT', 1)[1]
-    if tip and tip[1] == newest then redis.call('PEXPIRE', run, lifetime) end
+  local others_from = archived_up_to(claims, math.huge, args[1])
+  for r = 3, #keys do
+    local run, newest = keys[r], args[2 + r]
+    local later = redis.call('XRANGE', run, '(' .. newest, '+', 'COUNT', 1)[1]
+    if not later then redis.call('PEXPIRE', run, lifetime) end
     local length = redis.call('XLEN', run)
     if length > keep then
       local archived = stream_id(math.min(others_from, ordinal(newest)))
@@ -389,6 +383,23 @@ local function settle(keys, args)
       redis.call('XTRIM', run, 'MAXLEN', '=', length - #removable)
     end
   end
+  return 1
+end
+
+-- Ends the claim of an archived batch, and keeps what could not be archived. Of a batch of many runs `tidy` did
+-- most before, in calls that let others in between.
+--
+-- KEYS  as for `tidy`: what is left of the run logs
+-- ARGV  as for `tidy`, then for each dead letter: the number of its words, the words
+-- Answers as `tidy`.
+local function settle(keys, args)
+  if tidy(keys, args) == 0 then return 0 end
+  local i = 3 + #keys
+  while i <= #args do
+    redis.call('XADD', keys[2], '*', unpack(args, i + 1, i + tonumber(args[i])))
+    i = i + 1 + tonumber(args[i])
+  end
+  redis.call('HDEL', keys[1], args[1])
   return 1
 end
 
@@ -411,5 +422,6 @@ redis.register_function('append_@VERSION@', append)
 redis.register_function{function_name = 'open_@VERSION@', callback = open, flags = {'allow-oom'}}
 redis.register_function{function_name = 'claim_@VERSION@', callback = claim, flags = {'allow-oom'}}
 redis.register_function{function_name = 'take_over_@VERSION@', callback = take_over, flags = {'allow-oom'}}
+redis.register_function{function_name = 'tidy_@VERSION@', callback = tidy, flags = {'allow-oom'}}
 redis.register_function{function_name = 'settle_@VERSION@', callback = settle, flags = {'allow-oom'}}
 redis.register_function{function_name = 'trim_@VERSION@', callback = trim, flags = {'allow-oom'}}

@@ -15,6 +15,7 @@ APPEND = f"append_{VERSION}"
 OPEN = f"open_{VERSION}"
 CLAIM = f"claim_{VERSION}"
 TAKE_OVER = f"take_over_{VERSION}"
+TIDY = f"tidy_{VERSION}"
 SETTLE = f"settle_{VERSION}"
 TRIM = f"trim_{VERSION}"
 

@@ -1,4 +1,4 @@
-"""How far persisters have come in a shard log, for tools and for persisters themselves.
+"""How far persisters have come in a shard log: for themselves, for tools, and for the figures of web workers.
 
 The group has the position up to which entries were given to persisters. Which batches they are still at is
 in the claims, a field for each: what is not in one of them, up to that position, is archived. (The group's

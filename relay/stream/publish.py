@@ -25,7 +25,7 @@ from relay.errors import (
     RelayError,
     RunQuota,
 )
-from relay.link import REFUSED, Link, command
+from relay.link import REFUSED, Link, command, resolve
 from relay.stream import functions
 from relay.stream.calls import AppendCall
 from relay.stream.entry import NewEvent
@@ -159,16 +159,7 @@ class _Lane:
 
     async def append(self, events: Sequence[NewEvent], key: str | None) -> list[int]:
         stored: asyncio.Future[int] = self._loop.create_future()
-
-        def settled(result: int | RelayError) -> None:
-            if stored.done():
-                return
-            if isinstance(result, RelayError):
-                stored.set_exception(result)
-            else:
-                stored.set_result(result)
-
-        self.submit(events, key, settled)
+        self.submit(events, key, partial(resolve, stored))
         first = await stored
         return [
             event_id(StreamId.from_ordinal(first + place), self._keys.shard) for place in range(len(events))

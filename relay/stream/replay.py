@@ -6,9 +6,9 @@ there on all that both hold is without a hole.)
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 import redis.exceptions
@@ -26,6 +26,7 @@ from relay.stream.keys import (
     START,
     ShardKeys,
     event_id,
+    id_of,
     shard_of_run,
     stream_id,
     top_of,
@@ -99,7 +100,7 @@ class Snapshot(NamedTuple):
 
 
 class Replay:
-    """Reads of the past, for all viewers of a worker."""
+    """Reads of the past, for all viewers of a worker: what is read for a user is read in the user's turns."""
 
     def __init__(self, links: Sequence[SharedLink], archive: Archive, page: int) -> None:
         """`links`: of each shard. `page`: records in one read, which is what is held in memory for one viewer
@@ -112,22 +113,15 @@ class Replay:
         self._pages = Sharing[tuple[str, int], Page | None]()
         self._ends = Sharing[str, Record | None]()
         self._logs = Sharing[str, Sequence[Record]]()
-        self._turns = Turns[int | None](AT_ONCE)
-        self._whose: int | None = None
+        self._turns = Turns[int](AT_ONCE)
 
-    def of(self, user_id: int) -> "Replay":
-        """The same for one user: what is read for him is read in his turns."""
-        his = copy(self)
-        his._whose = user_id
-        return his
-
-    async def after(self, run_id: str, position: int) -> Page | None:
+    async def after(self, run_id: str, position: int, user_id: int) -> Page | None:
         """What follows `position`; None where the position can not be continued from. Raises Unavailable."""
-        return await self._pages.ask((run_id, position), lambda: self._after(run_id, position))
+        return await self._pages.ask((run_id, position), lambda: self._after(run_id, position, user_id))
 
-    async def _after(self, run_id: str, position: int) -> Page | None:
+    async def _after(self, run_id: str, position: int, user_id: int) -> Page | None:
         # A turn ends before the archive is asked: who waits for PostgreSQL keeps nobody from the log.
-        page, logged = await self._turns.take(self._whose, lambda: self._in_log(run_id, position))
+        page, logged = await self._turns.take(user_id, lambda: self._in_log(run_id, position))
         if page:
             return page
         # What the run log lacks at its beginning is archived: nothing else is ever taken from it.
@@ -167,7 +161,7 @@ class Replay:
         newest = top_of(info)
         return event_id(newest, shard) if newest.ms >= EPOCH_MS else START
 
-    async def after_all(self, run_ids: Sequence[str], position: int) -> Page | None:
+    async def after_all(self, run_ids: Sequence[str], position: int, user_id: int) -> Page | None:
         """What follows `position` in the runs of a shard, merged; None where the log does not reach so far.
 
         Raises Unavailable.
@@ -177,7 +171,7 @@ class Replay:
         if position > await self.top(shard_of_run(run_ids[0], len(self._keys))):
             return None
         start = f"({stream_id(position)}" if position != START else "-"
-        pages = await asyncio.gather(*(self._logged_page(run_id, start) for run_id in run_ids))
+        pages = await asyncio.gather(*(self._logged_page(run_id, start, user_id) for run_id in run_ids))
         # Where a run log begins is asked last: what it loses meanwhile is archived by then.
         heads = await asyncio.gather(*(self._logged(run_id, "-", 1) for run_id in run_ids))
         trimmed = [
@@ -190,9 +184,9 @@ class Replay:
         records = [found[id] for id in sorted(found) if id <= min(cut, default=MAX_EVENT_ID)]
         return Page(records, None, more=bool(cut))
 
-    async def snapshot(self, run_id: str, upto: int = MAX_EVENT_ID) -> Snapshot:
+    async def snapshot(self, run_id: str, user_id: int, upto: int = MAX_EVENT_ID) -> Snapshot:
         """The whole run, or what it was when `upto` was the newest id. Raises Unavailable."""
-        logged = await self._logs.ask(run_id, lambda: self._log(run_id))
+        logged = await self._logs.ask(run_id, lambda: self._log(run_id, user_id))
         before = logged[0].id if logged else await self._archive.newest(run_id) + 1
         before = min(before, upto + 1)
         logged = [record for record in logged if record.id <= upto]
@@ -203,11 +197,11 @@ class Replay:
             lists=self._lists(run_id, before, logged),
         )
 
-    async def _log(self, run_id: str) -> Sequence[Record]:
+    async def _log(self, run_id: str, user_id: int) -> Sequence[Record]:
         """The whole run log."""
-        logged = list(await self._logged_page(run_id, "-"))
+        logged = list(await self._logged_page(run_id, "-", user_id))
         while len(logged) % self._page == 0 and logged:
-            page = await self._logged_page(run_id, f"({stream_id(logged[-1].id)}")
+            page = await self._logged_page(run_id, f"({stream_id(logged[-1].id)}", user_id)
             if not page:
                 break
             logged += page
@@ -227,8 +221,8 @@ class Replay:
                 yield separator + payloads
             yield b"]"
 
-    async def _logged_page(self, run_id: str, start: str) -> Sequence[Record]:
-        return await self._turns.take(self._whose, lambda: self._logged(run_id, start, self._page))
+    async def _logged_page(self, run_id: str, start: str, user_id: int) -> Sequence[Record]:
+        return await self._turns.take(user_id, lambda: self._logged(run_id, start, self._page))
 
     async def _logged(
         self, run_id: str, start: str, limit: int, *, newest_first: bool = False
@@ -294,8 +288,12 @@ def _end(records: Sequence[Record]) -> Record | None:
 
 
 def _records(reply: Reply, shard: int) -> Iterator[Record]:
+    """A record for each entry, or nobody could tell a full page. One that is damaged is of a kind that nobody
+    knows, and so shown to nobody."""
     for id, fields in reply:
         try:
             yield decode_record(id, fields, shard)
         except MalformedEntry as error:
             log.error("an entry of shard %d was passed over: %s", shard, error)
+            with contextlib.suppress(ValueError):
+                yield Record(id_of(id, shard), "", "", b"")

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import redis.exceptions
 
@@ -76,7 +76,7 @@ class Tailer:
         except TimeoutError as error:
             raise Unavailable("The event log is not available; connect again later.") from error
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Follows the log for ever."""
         delay = BACKOFF_S[0]
         while True:
@@ -84,14 +84,8 @@ class Tailer:
             try:
                 await self._follow()
                 delay = BACKOFF_S[0]
-            except Exception as error:
-                expected = isinstance(error, redis.exceptions.RedisError | OSError | LostPlace)
-                log.warning(
-                    "tailer of shard %d starts anew: %s",
-                    self._shard,
-                    type(error).__name__,
-                    exc_info=None if expected else error,
-                )
+            except (redis.exceptions.RedisError, OSError, LostPlace) as error:
+                log.warning("tailer of shard %d starts anew: %s", self._shard, type(error).__name__)
                 if self._ready.is_set():
                     delay = BACKOFF_S[0]
                 await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311

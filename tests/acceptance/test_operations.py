@@ -5,12 +5,23 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
+from relay import metrics
 from tests.acceptance.floods import RUNS
-from tests.acceptance.running import CLIENT, Relay, Viewer, environment_with, viewer, web_worker
+from tests.acceptance.running import (
+    CLIENT,
+    CONVERSATION,
+    Relay,
+    Viewer,
+    environment_with,
+    viewer,
+    web_worker,
+)
+from tests.acceptance.test_processes import private_listeners, stores
 from tests.canaries import IN_NO_LOG
 from tests.factories import new_run_id, progress
 from tests.waiting import wait_until
@@ -20,7 +31,10 @@ Samples = Mapping[tuple[str, ...], float]
 
 def samples(relay: Relay, of: str = "ops_url") -> Samples:
     """What is scraped there, by name and labels."""
-    answer = relay.ops("/metrics", of)
+    return parsed(relay.ops("/metrics", of))
+
+
+def parsed(answer: httpx.Response) -> Samples:
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -164,3 +178,29 @@ def test_row_15_logs_are_objects_and_hold_no_query_string_and_no_token(relay: Re
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     assert canary not in log.read_text()
     assert viewer()["authorization"].partition(" ")[2] not in log.read_text()
+
+
+def test_work_in_the_background_goes_on_after_mistakes_which_viewers_do_not_notice(
+    relay: Relay, place: Path, settings: dict[str, str]
+) -> None:
+    run_id, log = new_run_id(), place / "serve.log"
+    relay.claim(run_id)
+    often = {"RELAY_KEEP_ALIVE_S": "0.1", "RELAY_ACCESS_RECHECK_S": "0.1", "RELAY_OPS_LISTEN": "127.0.0.1:0"}
+    env = environment_with(**stores(relay), **settings | often)
+    with web_worker(log, "tests.faults.points", "stumble:2", "relay", **env) as (url, _):
+        [(_, private)] = private_listeners(log, 1)
+        path = f"/conversations/{CONVERSATION}/idea/research-run/{run_id}/events"
+        watching = Viewer(relay, run_id, url=url + path).connected()
+        for number in range(1, 4):
+            relay.progress(run_id, progress(number))
+            watching.wait(1 + number)
+        failures = {("relay_background_failures_total", work): 2.0 for work in metrics.BACKGROUND_FAILURES}
+        wait_until(
+            lambda: failures.items() <= parsed(CLIENT.get(f"{private}/metrics")).items(), "all to fail twice"
+        )
+        wait_until(lambda: watching.raw.count(": keep-alive") > 2, "keep-alives")
+        assert [event["details"]["number"] for event in watching.events()] == [1, 2, 3]
+        watching.cut()
+    errors = [line for line in map(json.loads, log.read_text().splitlines()) if line["level"] == "ERROR"]
+    assert len(errors) == 2 * len(failures)
+    assert all("starts again in 0." in line["message"] and line["errors"] for line in errors)

@@ -45,7 +45,7 @@ def stores(relay: Relay) -> dict[str, str]:
 
 def private_listeners(log: Path, count: int) -> list[tuple[int, str]]:
     """The processes that say where theirs is, and where, once there are that many."""
-    found = re.findall(r"figures of process (\d+) are at (\S+)", log.read_text())
+    found = re.findall(r"figures of process (\d+) are at (http[^\s\"]+)", log.read_text())
     return [(int(pid), url) for pid, url in found] if len(found) == count else []
 
 

@@ -24,6 +24,7 @@ def test_an_event_reaches_a_live_viewer_and_the_archive_under_one_id(relay: Rela
 
     (archived,) = relay.archived(run_id, 1)
     assert archived == live["data"]
+    watching.cut()
 
 
 def test_a_finished_run_ends_its_stream_and_stays_ended(relay: Relay) -> None:

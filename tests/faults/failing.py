@@ -21,6 +21,7 @@ import redis.exceptions
 
 import persister.__main__
 import relay.cli
+from persister import consumer
 from persister.consumer import Batch, Consumer, Settlement
 from persister.store import Store
 from relay.hub import Burst, State, Viewer
@@ -97,6 +98,19 @@ def after_settle(times: int) -> None:
     _around(Consumer, "settle", after=Once(times))
 
 
+def half_settled(times: int) -> None:
+    """Some run logs of a batch are tidied, others are not, and its claim stands."""
+    die, call = Once(times), Consumer._call
+
+    def doomed(self: Consumer, connection: Any, *commands: bytes) -> list[Any]:
+        answers = call(self, connection, *commands)
+        if functions.TIDY.encode() in commands[0]:
+            die()
+        return answers
+
+    consumer.RUNS_AT_ONCE, Consumer._call = 1, doomed  # type: ignore[method-assign]
+
+
 def before_bury(times: int) -> None:
     """An event is found to be bad, and its batch not settled yet."""
     die, settling = Once(times), Consumer._settling
@@ -144,7 +158,7 @@ def other_version(times: int) -> None:
     """No failure: the same functions under the names of another version."""
     other = "0" * len(functions.VERSION)
     functions.LIBRARY = functions.LIBRARY.replace(functions.VERSION, other)
-    for name in ("APPEND", "OPEN", "CLAIM", "TAKE_OVER", "SETTLE"):
+    for name in ("APPEND", "OPEN", "CLAIM", "TAKE_OVER", "TIDY", "SETTLE"):
         setattr(functions, name, getattr(functions, name).replace(functions.VERSION, other))
 
 
@@ -232,6 +246,7 @@ POINTS: dict[str, Callable[[int], None]] = {
         after_insert,
         after_commit,
         after_settle,
+        half_settled,
         before_bury,
         after_bury,
         dawdle,

@@ -23,6 +23,9 @@ import relay.stream.tail
 from persister import copy, store
 from persister.consumer import Batch, Consumer
 from relay.auth.reread import Reread
+from relay.http.guard import Guard
+from relay.http.recheck import Recheck
+from relay.hub import Viewer
 from relay.settings import Settings
 from relay.stream.tail import Tailer
 from tests.faults import failing
@@ -85,6 +88,30 @@ def few_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
 
 
+def stumble(times: int) -> None:
+    """Each work in the background of a web worker ends by a mistake, the first so many times that it has
+    something to do, or is started."""
+    for owner, name in (
+        (Tailer, "_dispatch"),
+        (Viewer, "keep_alive"),
+        (Recheck, "_ask"),
+        (Reread, "follow"),
+        (Guard, "sweep"),
+    ):
+        _mistaken(owner, name, times)
+
+
+def _mistaken(owner: type, name: str, times: int) -> None:
+    turns, method = itertools.count(1), getattr(owner, name)
+
+    def mistaken(*args: Any) -> Any:
+        if next(turns) <= times:
+            raise RuntimeError("a mistake of ours")
+        return method(*args)
+
+    setattr(owner, name, mistaken)
+
+
 TICK_S, TICKS = 0.1, 20
 
 
@@ -112,7 +139,7 @@ def vitals(times: int) -> None:
     relay.app.running = noted
 
 
-for point in (impatient, fresh, stops_in_dispatch, linger, backwards, unsorted, few_files, vitals):
+for point in (impatient, fresh, stops_in_dispatch, linger, backwards, unsorted, few_files, stumble, vitals):
     failing.POINTS[point.__name__] = point
 
 

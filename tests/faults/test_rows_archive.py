@@ -92,7 +92,7 @@ def nobody_noticed(world: World) -> None:
 
 
 POINTS = ["before_insert", "after_commit", "after_bury"]
-SIMILAR = ["before_claim", "after_insert", "after_settle", "before_bury"]
+SIMILAR = ["before_claim", "after_insert", "half_settled", "after_settle", "before_bury"]
 """For a peer, these are as `before_insert` or as `after_commit`, or there is nothing to do."""
 
 

@@ -48,6 +48,16 @@ PERSISTERS = {
 }
 
 
+class Mortal(Consumer):
+    """A persister that may die between the calls by which it settles a batch."""
+
+    calls = len(RUNS)
+    """How many of them it lives to make."""
+
+    def _settling(self, settlement: Settlement) -> list[bytes]:
+        return super()._settling(settlement)[: self.calls]
+
+
 WHICH = st.integers(0, 999)
 """Which of several: not drawn from them, since ids are other ones whenever the same steps are repeated."""
 
@@ -76,7 +86,7 @@ class Logs(RuleBasedStateMachine):
         self.redis.config_set("hz", 500)  # how often it looks whether a read has waited for long enough
         self.clients = [connect.persister_redis(self.valkey.url) for _ in PERSISTERS]
         self.consumers = {
-            name: Consumer(client, 0, PERSISTERS[name], self._highest)
+            name: Mortal(client, 0, PERSISTERS[name], self._highest)
             for name, client in zip(PERSISTERS, self.clients, strict=True)
         }
         self.hands: dict[str, Batch] = {}
@@ -158,32 +168,34 @@ class Logs(RuleBasedStateMachine):
             self.model.delivered |= {self._id(delivery) for delivery in batch.deliveries}
 
     @precondition(lambda self: self.hands)
-    @rule(which=WHICH, settle=st.booleans(), buried=st.integers(0, 1))
-    def store(self, which: int, settle: bool, buried: int) -> None:
-        """A batch is archived, but for what of its end can not be; with `settle` its claim ends as well, else
-        the persister dies before."""
-        self._store(pick(self.hands, which), settle, buried)
+    @rule(which=WHICH, calls=st.integers(0, 2 * len(RUNS)), buried=st.integers(0, 1))
+    def store(self, which: int, calls: int, buried: int) -> None:
+        """A batch is archived, but for what of its end can not be, and settled by a call for each run. After
+        so many of them the persister dies."""
+        self._store(pick(self.hands, which), calls, buried)
 
-    def _store(self, name: str, settle: bool, buried: int = 0) -> None:
+    def _store(self, name: str, calls: int = len(RUNS), buried: int = 0) -> None:
         batch = self.hands.pop(name)
         hand = batch.deliveries
         stored, bad = hand[: len(hand) - buried], hand[len(hand) - buried :]
         for delivery in stored:
             entry = self._entry(delivery)
             self.model.archive.setdefault(entry.id, entry.record)
-        if settle:
-            newest: dict[str, str] = {}
-            for delivery in hand:  # in the order of the log
-                newest[self._entry(delivery).run_id] = delivery[0].decode()
-            letters: list[list[str | bytes]] = [
-                ["id", stream_id, "reason", "a reason", *fields] for stream_id, fields in bad
-            ]
-            self.consumers[name].settle(Settlement(batch, newest, letters))
-            # Else a peer that took it over was first.
-            self.model.dead |= {self._id(delivery) for delivery in bad} & self.model.pending
-            self.model.settled |= {self._id(delivery) for delivery in hand}
-        else:
+        newest: dict[str, str] = {}
+        for delivery in hand:  # in the order of the log
+            newest[self._entry(delivery).run_id] = delivery[0].decode()
+        letters: list[list[str | bytes]] = [
+            ["id", stream_id, "reason", "a reason", *fields] for stream_id, fields in bad
+        ]
+        refused = {self._id(delivery) for delivery in bad}
+        self.model.refused |= refused
+        self.consumers[name].calls = calls
+        self.consumers[name].settle(Settlement(batch, newest, letters))
+        if calls < len(newest):
             self.consumers[name].restart()
+        else:  # or a peer that took it over was first
+            self.model.dead |= refused & self.model.pending
+            self.model.settled |= {self._id(delivery) for delivery in hand}
 
     @precondition(lambda self: self.hands)
     @rule(which=WHICH)
@@ -303,7 +315,7 @@ class Logs(RuleBasedStateMachine):
         """Lets a persister store and acknowledge its batch between the reads of a log and of the archive."""
         if self.hands and wanted:
             busy = min(self.hands)
-            self.archive.meanwhile = lambda: self._store(busy, settle=True)
+            self.archive.meanwhile = lambda: self._store(busy)
         yield
         self.archive.meanwhile = None
 
@@ -313,7 +325,7 @@ class Logs(RuleBasedStateMachine):
 
     async def _replayed(self, run_id: str, position: int) -> list[int] | None:
         replay, got = Replay([self.link], self.archive, page=3), list[int]()
-        while page := await replay.after(run_id, got[-1] if got else position):
+        while page := await replay.after(run_id, got[-1] if got else position, 1):
             assert all(self._is_right(record.id, json.loads(record.payload)) for record in page.records)
             got += [record.id for record in page.records]
             if not page.more:
@@ -321,7 +333,7 @@ class Logs(RuleBasedStateMachine):
         return None
 
     async def _snapshot(self, run_id: str) -> tuple[int, list[int]]:
-        snapshot = await Replay([self.link], self.archive, page=3).snapshot(run_id)
+        snapshot = await Replay([self.link], self.archive, page=3).snapshot(run_id, 1)
         lists = json.loads(b"{%b}" % b"".join([piece async for piece in snapshot.lists]))
         seen = lists["paper_generation_progress"]
         assert all(self._is_right(event["id"], event) for event in seen)
@@ -333,10 +345,10 @@ class Logs(RuleBasedStateMachine):
         return (payload["id"], payload["run_id"], payload["n"]) == (id, event.run_id, number)
 
     def _check_seen(self, run_id: str, position: int, got: list[int]) -> None:
-        """All of the run, once, in order. What is dead is not in the archive, so it may be missing."""
+        """All of the run, once, in order. What the archive refused may be missing."""
         all_of_it = self.model.of_run(run_id, position)
-        dead_too = [id for id in all_of_it if id not in self.model.dead or id in got]
-        assert got == dead_too
+        refused_too = [id for id in all_of_it if id not in self.model.missing or id in got]
+        assert got == refused_too
 
     # What holds after every step.
 
@@ -362,8 +374,7 @@ class Logs(RuleBasedStateMachine):
             run_log = list(self._log(KEYS.run(run_id)).items())
             given = [(id, model.given[id]) for id in model.of_run(run_id)]
             assert run_log == given[len(given) - len(run_log) :], "a run log is the end of its run"
-            unsettled = {id for id in model.unsettled if model.given[id].run_id == run_id}
-            assert unsettled <= dict(run_log).keys()
+            assert set(model.of_run(run_id)) - model.archive.keys() - model.refused <= dict(run_log).keys()
 
     @invariant()
     def what_is_delivered_and_not_settled_is_claimed(self) -> None:

@@ -16,6 +16,7 @@ class Model:
     lost: set[int] = field(default_factory=set)
     delivered: set[int] = field(default_factory=set)
     settled: set[int] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
     dead: set[int] = field(default_factory=set)
     archive: dict[int, Record] = field(default_factory=dict)
 
@@ -38,6 +39,11 @@ class Model:
     @property
     def unsettled(self) -> set[int]:
         return self.given.keys() - self.settled - self.lost
+
+    @property
+    def missing(self) -> set[int]:
+        """What may be nowhere but among the dead letters, or on its way there."""
+        return self.refused - self.archive.keys()
 
     def lose(self) -> None:
         """The server is empty: what is not archived is gone, and nobody is at work on it."""

@@ -46,11 +46,19 @@ def take_over(store: redis.Redis, who: str, *idle_ms: int) -> Any:
 
 
 def settle(store: redis.Redis, held: Held, run_id: str = "a", keep: int = 1000, *letters: list[str]) -> int:
+    return call(functions.SETTLE, store, held, run_id, keep, *letters)
+
+
+def tidy(store: redis.Redis, held: Held, run_id: str = "a", keep: int = 1000) -> int:
+    return call(functions.TIDY, store, held, run_id, keep)
+
+
+def call(function: str, store: redis.Redis, held: Held, run_id: str, keep: int, *letters: list[str]) -> int:
     keys = [KEYS.claims, KEYS.dead_letters, KEYS.run(run_id)]
     words = [held.position, held.ids[-1], 60_000, keep, held.ids[-1]]
     for letter in letters:
         words += [len(letter), *letter]
-    answer: Any = store.fcall(functions.SETTLE, len(keys), *keys, *words)
+    answer: Any = store.fcall(function, len(keys), *keys, *words)
     return int(answer)
 
 
@@ -110,6 +118,35 @@ def test_a_run_log_loses_only_what_is_archived(opened: redis.Redis) -> None:
     assert [text for _, text in entries(opened, KEYS.run("a"))] == ["4", "5", "6", "7", "8", "9"]
     settle(opened, claimed(opened, "quick", 4), keep=2)
     assert [text for _, text in entries(opened, KEYS.run("a"))] == ["8", "9"]
+
+
+def test_tidying_ends_no_claim_and_is_held_up_by_those_of_others_alone(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", str(number)) for number in range(8)]))
+    early, late = claimed(opened, "slow", 4), claimed(opened, "quick", 4)
+    assert tidy(opened, late, keep=2) == 1
+    assert len(entries(opened, KEYS.run("a"))) == 8, "the oldest ones are with the slow one"
+    settle(opened, early)
+    for _ in ("once", "and again"):
+        assert tidy(opened, late, keep=2) == 1
+        assert [text for _, text in entries(opened, KEYS.run("a"))] == ["6", "7"]
+        assert opened.pttl(KEYS.run("a")) > 0
+        assert [one.persister for one in claims(opened, KEYS)] == ["quick"]
+
+
+def test_once_a_batch_is_settled_nothing_is_tidied_for_it(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("b", "2")]))
+    held = claimed(opened, "p", 2)
+    settle(opened, held)
+    assert tidy(opened, held, "b") == 0
+    assert opened.pttl(KEYS.run("b")) == -1
+
+
+def test_a_run_log_whose_newest_entry_is_gone_expires_too(opened: redis.Redis) -> None:
+    append(opened, (None, "", [("a", "1"), ("a", "2")]))
+    held = claimed(opened, "p", 2)
+    opened.xdel(KEYS.run("a"), held.ids[-1])
+    settle(opened, held)
+    assert opened.pttl(KEYS.run("a")) > 0
 
 
 def test_a_run_log_that_has_more_than_was_settled_does_not_expire(opened: redis.Redis) -> None:

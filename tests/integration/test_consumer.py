@@ -1,12 +1,13 @@
 """A persister's side of the consumer group, on a real server, where others are at work at the same time."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import redis
 
-from persister.consumer import READ_COUNT, Batch, Consumer, NotKept, Settlement
+from persister.consumer import READ_COUNT, RUNS_AT_ONCE, Batch, Consumer, NotKept, Settlement
 from persister.settings import Settings
 from relay.connect import persister_redis
 from relay.stream.entry import NewEvent
@@ -18,6 +19,8 @@ from tests.factories import progress
 
 KEYS = ShardKeys(0)
 P = Settings(persister_name="p")
+MANY = 2 * RUNS_AT_ONCE + 1
+"""More runs than two calls tidy."""
 
 
 class Cut(Consumer):
@@ -34,6 +37,18 @@ class Deaf(Consumer):
     def _claimed(self, connection: Any, batch: Batch, erased: int) -> bool:
         super()._claimed(connection, batch, erased)
         raise redis.exceptions.ConnectionError("cut")
+
+
+class Watched(Consumer):
+    """What it sends is seen, a round trip each."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client, 0, Settings(persister_name="p", persister_batch=MANY), lambda: 0)
+        self.sent: list[bytes] = []
+
+    def _exchange(self, connection: Any, *commands: bytes) -> list[Any]:
+        self.sent.append(b"".join(commands))
+        return super()._exchange(connection, *commands)
 
 
 class Overtaken(Consumer):
@@ -61,6 +76,23 @@ def consumer(client: redis.Redis, kind: type[Consumer] = Consumer) -> Consumer:
 def ids(batch: Batch | None) -> list[bytes]:
     assert batch
     return [stream_id for stream_id, _ in batch.deliveries]
+
+
+def of_many_runs() -> list[NewEvent]:
+    return [event for number in range(MANY) for event in events(f"run-{number}", 1)]
+
+
+def dealt_with(batch: Batch | None, *letters: Sequence[str]) -> Settlement:
+    assert batch
+    return Settlement(batch, {fields[1].decode(): id.decode() for id, fields in batch.deliveries}, letters)
+
+
+def expiring(client: redis.Redis) -> int:
+    """How many run logs expire."""
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(MANY):
+            pipe.pttl(KEYS.run(f"run-{number}"))
+        return sum(left > 0 for left in pipe.execute())
 
 
 async def test_what_was_settled_stays_so_where_its_persister_did_not_hear_of_it(
@@ -148,6 +180,56 @@ async def test_a_settlement_that_is_refused_is_repeated_before_anything_else(
     client.function_flush()
     assert len(ids(ours.claim_more(Settlement(batch, {})))) == 1
     assert len(claims(client, KEYS)) == 1
+
+
+async def test_a_batch_of_few_runs_is_settled_in_the_round_trip_in_which_the_next_one_is_read(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    ours = Watched(client)
+    await publisher.append(events("a", MANY))
+    settlement = dealt_with(ours.claim())
+    await publisher.append(events("a", 1))
+    ours.sent.clear()
+    assert ours.claim_more(settlement)
+    settling, claiming = ours.sent
+    assert (settling.count(b"FCALL"), settling.count(b"XREAD"), claiming.count(b"FCALL")) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("more", [True, False])
+async def test_a_batch_of_many_runs_is_settled_in_calls_that_each_tidy_some(
+    publisher: Publisher, client: redis.Redis, more: bool
+) -> None:
+    ours = Watched(client)
+    await publisher.append(of_many_runs())
+    settlement = dealt_with(ours.claim())
+    ours.sent.clear()
+    if more:
+        assert ours.claim_more(settlement) is None
+    else:
+        ours.settle(settlement)
+    runs = [sent.count(KEYS.run("").encode()) for sent in ours.sent]
+    assert (runs, [sent.count(b"FCALL") for sent in ours.sent]) == ([RUNS_AT_ONCE, RUNS_AT_ONCE, 1], [1] * 3)
+    assert (expiring(client), claims(client, KEYS)) == (MANY, [])
+
+
+async def test_who_takes_over_between_two_calls_of_a_settlement_does_all_of_it_once(
+    publisher: Publisher, client: redis.Redis
+) -> None:
+    """What could not be stored is buried once, and the one who was overtaken has nothing left to do."""
+    await publisher.append(of_many_runs())
+    ours = consumer(client)
+    settlement = dealt_with(ours.claim(), ["id", "1-1"])
+    first, *rest = ours._settling(settlement)
+    with ours._connection() as connection:
+        assert ours._call(connection, first) == [1]
+        assert (expiring(client), len(claims(client, KEYS))) == (RUNS_AT_ONCE, 1)
+        assert client.xlen(KEYS.dead_letters) == 0
+        peer = Consumer(client, 0, Settings(persister_name="peer", persister_claim_s=0.0001), lambda: 0)
+        again = peer.claim()
+        assert again == settlement.batch
+        peer.settle(dealt_with(again, ["id", "1-1"]))
+        assert [ours._call(connection, part) for part in rest] == [[0], [0]]
+    assert (expiring(client), claims(client, KEYS), client.xlen(KEYS.dead_letters)) == (MANY, [], 1)
 
 
 def test_a_batch_is_bounded_in_bytes_also_where_large_events_come_after_small_ones(

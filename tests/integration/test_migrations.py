@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 
 import migrations
 from relay import migrate
@@ -69,7 +70,7 @@ def test_processes_that_start_at_once_migrate_once(empty_database: str) -> None:
 def test_every_migration_can_be_taken_back(empty_database: str) -> None:
     migrate.upgrade(empty_database)
     whole = tables(empty_database)
-    migrate.downgrade(empty_database, "base")
+    command.downgrade(migrate.config(empty_database), "base")
     assert tables(empty_database) == {"alembic_version"}
     migrate.upgrade(empty_database)
     assert tables(empty_database) == whole

@@ -38,6 +38,7 @@ def explore(
     same_each_time: bool = False,
 ) -> None:
     monkeypatch.setattr("persister.consumer.BLOCK_MS", 1)
+    monkeypatch.setattr("persister.consumer.RUNS_AT_ONCE", 1)
     run_state_machine_as_test(
         type("LogsOfThisServer", (Logs,), {"valkey": valkey, "crashes_left": crashes}),
         settings=settings(

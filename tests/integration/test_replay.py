@@ -28,10 +28,12 @@ from relay.stream.replay import AT_ONCE as PAGES_AT_ONCE
 from relay.stream.replay import Replay
 from tests.conftest import Servers
 from tests.factories import event
+from tests.sql import sql
 from tests.waiting import until
 
 RUN = "run-1"
 LOG = ShardKeys(0).run(RUN)
+USER = 1
 
 
 END = NewEvent(
@@ -65,7 +67,7 @@ AT_ONCE = 5
 async def everything_after(replay: Replay, position: int) -> list[int] | None:
     """The ids of all that follows, page by page; None where the position can not be continued."""
     ids: list[int] = []
-    while page := await replay.after(RUN, ids[-1] if ids else position):
+    while page := await replay.after(RUN, ids[-1] if ids else position, USER):
         ids += [record.id for record in page.records]
         if not page.more:
             return ids
@@ -73,7 +75,7 @@ async def everything_after(replay: Replay, position: int) -> list[int] | None:
 
 
 async def initial(replay: Replay) -> tuple[int, dict[str, Any]]:
-    snapshot = await replay.snapshot(RUN)
+    snapshot = await replay.snapshot(RUN, USER)
     pieces = [piece async for piece in snapshot.lists]
     return snapshot.position, json.loads(b"{" + b"".join(pieces) + b"}")
 
@@ -101,12 +103,37 @@ async def test_a_page_holds_so_many_events_and_no_more(
         persister.step()
         client.delete(LOG)
     for length in pages:
-        page = await replay.after(RUN, position)
+        page = await replay.after(RUN, position, USER)
         assert page is not None
         assert [record.id for record in page.records] == following[:length]
         assert page.more == (length == AT_ONCE)
         position, following = following[length - 1] if length else position, following[length:]
     assert not following
+
+
+async def test_an_entry_that_is_damaged_hides_none_behind_it(
+    publisher: Publisher, replay: Replay, client: redis.Redis
+) -> None:
+    (first,) = await publisher.append([event()])
+    client.xadd(LOG, {"some": "words"})
+    ids = await publisher.append([event() for _ in range(12)])
+    following = await everything_after(replay, first)
+    assert following is not None
+    assert [id for id in following if id in ids] == ids
+    _, lists = await initial(replay)
+    assert [shown["id"] for shown in lists["paper_generation_progress"]] == [first, *ids]
+
+
+async def test_a_row_of_a_later_version_hides_none_behind_it(
+    publisher: Publisher, replay: Replay, persister: Loop, client: redis.Redis, servers: Servers
+) -> None:
+    later = NewEvent(RUN, "gpu_shortage", b'{"event_type":"gpu_shortage","metadata":{}}')
+    ids = await publisher.append([event(), later, *(event() for _ in range(12))])
+    persister.step()
+    client.delete(LOG)
+    with sql(servers.database_url) as cursor:
+        cursor.execute("UPDATE research_pipeline_run_events SET event_type = 'later'")
+    assert await everything_after(replay, ids[0]) == ids[1:]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7])
@@ -131,12 +158,12 @@ async def test_a_position_that_nobody_knows_is_not_continued(
     ids = await publisher.append([event(), event("run-2"), event()])
     persister.step()
     for foreign in (ids[0] - 1, ids[1], ids[2] + 1, 2**53 - 1):
-        assert await replay.after(RUN, foreign) is None
+        assert await replay.after(RUN, foreign, USER) is None
 
 
 async def test_the_end_is_seen_also_from_behind_it(publisher: Publisher, replay: Replay) -> None:
     ids = await publisher.append([event(), END])
-    before, behind = await replay.after(RUN, ids[0]), await replay.after(RUN, ids[1])
+    before, behind = await replay.after(RUN, ids[0], USER), await replay.after(RUN, ids[1], USER)
     assert before is not None
     assert behind is not None
     assert [record.id for record in before.records] == [ids[1]]
@@ -189,7 +216,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
     replay = Replay([client], History(away), AT_ONCE)
     assert await everything_after(replay, ids[0]) == ids[1:]
     with pytest.raises(DatabaseUnavailable):
-        await replay.after(RUN, ids[0] - 1)
+        await replay.after(RUN, ids[0] - 1, USER)
     away.close()
     await client.close()
 
@@ -197,7 +224,7 @@ async def test_an_archive_that_is_away_is_asked_only_where_it_is_needed(
 async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) -> None:
     client = connect.shared_link("redis://127.0.0.1:1/0")
     with pytest.raises(Unavailable):
-        await Replay([client], History(database), AT_ONCE).after(RUN, 5)
+        await Replay([client], History(database), AT_ONCE).after(RUN, 5, USER)
     await client.close()
 
 
@@ -242,14 +269,13 @@ async def test_a_storm_of_one_user_does_not_starve_another(replay: Replay, publi
 
     async def come_back(position: int) -> None:
         nonlocal read
-        noisy = replay.of(1)
-        while (page := await noisy.after(RUN, position)) and page.records:
+        while (page := await replay.after(RUN, position, USER)) and page.records:
             position, read = page.records[-1].id, read + 1
 
     storm = [asyncio.create_task(come_back(position)) for position in ids[:50]]
     await until(lambda: read > 0, "the storm to begin")
     before, got = read, [few[0]]
-    while (page := await replay.of(2).after("run-2", got[-1])) and page.records:
+    while (page := await replay.after("run-2", got[-1], USER + 1)) and page.records:
         got += [record.id for record in page.records]
     meanwhile = read - before
     await asyncio.gather(*storm)

@@ -52,7 +52,7 @@ class Stores:
         self.forgotten = START
         self._stop = stop
 
-    async def after(self, run_id: str, position: int) -> Page | None:
+    async def after(self, run_id: str, position: int, user_id: int) -> Page | None:
         await self._stop()
         found = self._after(position)
         await self._stop()
@@ -72,7 +72,7 @@ class Stores:
         await self._stop()
         return found
 
-    async def snapshot(self, run_id: str) -> Snapshot:
+    async def snapshot(self, run_id: str, user_id: int) -> Snapshot:
         await self._stop()
         records = list(self.records)
         await self._stop()

@@ -144,7 +144,9 @@ class HandOver(RuleBasedStateMachine):
         stores: Any = self.stores
         receive: Any = None
         shard = Shard(self.hub, tailer)
-        viewing = RunViewing(viewer, connection, send, shard, SETTINGS, stores, RUN, KNOWN, client.position)
+        viewing = RunViewing(
+            viewer, connection, send, shard, SETTINGS, stores, 1, RUN, KNOWN, client.position
+        )
         await viewing.serve({}, receive)
 
     @precondition(lambda self: self.clients)

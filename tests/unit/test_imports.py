@@ -34,6 +34,7 @@ LAYERS = [
     },
     {
         "relay.hub",
+        "relay.background",
         "relay.connect",
         "relay.link",
         "relay.where",
@@ -43,6 +44,7 @@ LAYERS = [
         "relay.stream.group",
         "relay.settings",
         "relay.startup",
+        "relay.program",
         "relay.listener",
         "relay.exposition",
         "relay.tracing",
@@ -72,6 +74,7 @@ SHARED = {
     "relay.stream.group",
     "relay.settings",
     "relay.startup",
+    "relay.program",
     "relay.listener",
     "relay.exposition",
     "relay.tracing",

@@ -129,10 +129,27 @@ async def test_whoever_asks_is_answered_whatever_goes_wrong(monkeypatch: pytest.
     shared = connect.shared_link("redis://127.0.0.1:1/0")
     with pytest.raises(redis.exceptions.ConnectionError):
         await shared.ask("PING")
-    monkeypatch.setattr(shared, "_round", broken)
+    monkeypatch.setattr(shared, "_replies", broken)
     with pytest.raises(redis.exceptions.ConnectionError):
         await shared.ask("PING")
-    asking = shared._asking
-    if asking is not None:
-        with pytest.raises(RuntimeError):
-            await asyncio.wait_for(asking, 5)
+
+
+async def test_whoever_waits_for_the_next_round_is_answered_where_this_one_goes_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = connect.shared_link("redis://127.0.0.1:1/0")
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(questions: Any) -> Any:
+        began.set()
+        await go_on.wait()
+        await broken()
+
+    monkeypatch.setattr(shared, "_replies", slowly)
+    first = asyncio.create_task(shared.ask("PING"))
+    await began.wait()
+    second = asyncio.create_task(shared.ask("TIME"))
+    await asyncio.sleep(0)
+    go_on.set()
+    answers = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 5)
+    assert {type(answer) for answer in answers} == {redis.exceptions.ConnectionError}

@@ -43,7 +43,7 @@ class Replay:
         self.page = page
         self.last = end
 
-    async def after(self, run_id: str, position: int) -> Page:
+    async def after(self, run_id: str, position: int, user_id: int) -> Page:
         if isinstance(self.page, Unavailable):
             raise self.page
         return self.page
@@ -68,7 +68,7 @@ def viewing(replay: Replay, position: int) -> tuple[RunViewing, Viewer, list[Any
     tailer: Any = Tailer()
     reads: Any = replay
     shard = Shard(Hub(), tailer)
-    made = RunViewing(viewer, wire, send, shard, Settings(), reads, "run-1", None, position)
+    made = RunViewing(viewer, wire, send, shard, Settings(), reads, 1, "run-1", None, position)
     return made, viewer, started
 
 
