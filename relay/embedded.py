@@ -48,7 +48,7 @@ class InUse(Exception):
 
 @contextlib.contextmanager
 def alone_in(directory: Path) -> Iterator[None]:
-    """Keeps others out of the data directory; how ever we end, they may then come in. Raises InUse."""
+    """Keeps others out of the data directory; however we end, they may then come in. Raises InUse."""
     with (directory / LOCK).open("w") as lock:  # the servers that we start do not inherit it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
