@@ -27,7 +27,7 @@ from relay.errors import RelayError
 from relay.processes import Part, Supervisor
 from relay.program import Program
 from relay.settings import Settings, explain
-from relay.startup import EVERY_CHECK, guard, stores_by_hand
+from relay.startup import EVERY_CHECK, guard, refuse_weak, stores_by_hand
 from relay.stream.keys import RUN_ID
 
 DATA_DIR = Path(".relay-data")
@@ -143,7 +143,8 @@ def demo(speed: float, trace: str, data_dir: Path | None, keep: bool) -> None:
 def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
     """Print a viewer's token, or that of a run.
 
-    It is made with RELAY_VIEWER_SECRET or RELAY_RUN_TOKEN_SECRET, or else with the secrets of `relay up`.
+    It is made with RELAY_VIEWER_SECRET or RELAY_RUN_TOKEN_SECRET, or else with the secrets of `relay up`. A
+    viewer's has what RELAY_VIEWER_AUDIENCE and RELAY_VIEWER_ISSUER ask for.
     """
     if (data_dir / SECRETS).exists():
         os.environ.update(_secrets(data_dir))
@@ -151,11 +152,28 @@ def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
     if run is not None and user is None:
         if not re.fullmatch(RUN_ID, run):
             raise click.BadParameter("A run is called 1 to 128 of A-Z a-z 0-9 . _ : -", param_hint="--run")
-        click.echo(mint_run_token(_secret("RELAY_RUN_TOKEN_SECRET", settings.run_token_secret), run))
+        click.echo(_run_token(settings, run))
     elif user is not None and run is None:
-        click.echo(mint_viewer_token(_secret("RELAY_VIEWER_SECRET", settings.viewer_secret), user, ttl))
+        click.echo(_viewer_token(settings, user, ttl))
     else:
         raise click.UsageError("Say whose token: either --user or --run.")
+
+
+def _run_token(settings: Settings, run: str) -> str:
+    """Not with a secret that the service does not start with: this token does not expire."""
+    secret = _secret("RELAY_RUN_TOKEN_SECRET", settings.run_token_secret)
+    refuse_weak(settings, "run_token_secret")
+    return mint_run_token(secret, run)
+
+
+def _viewer_token(settings: Settings, user: int, ttl: int) -> str:
+    return mint_viewer_token(
+        _secret("RELAY_VIEWER_SECRET", settings.viewer_secret),
+        user,
+        ttl,
+        audience=settings.viewer_audience,
+        issuer=settings.viewer_issuer,
+    )
 
 
 def _log_for_people(level: logs.Level = "info") -> None:
@@ -181,7 +199,10 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
     """Show a run in the terminal until it is over."""
     from relay.watch import watch  # noqa: PLC0415 - no worker should have to load it
 
-    for _, message in watch(url, conversation, run_id, token):
+    def away(trouble: str) -> None:
+        click.echo(f"{trouble}; trying again ...", err=True)
+
+    for _, message in watch(url, conversation, run_id, token, away):
         click.echo(json.dumps(message, ensure_ascii=False))
 
 

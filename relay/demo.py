@@ -161,7 +161,13 @@ class _Viewer:
     """Watches the run in a thread, and notes what it sees, when."""
 
     def __init__(self, url: str, run_id: str, report: Report, *, count_end: bool) -> None:
-        token = mint_viewer_token(os.environ["RELAY_VIEWER_SECRET"], USER, 3600)
+        token = mint_viewer_token(
+            os.environ["RELAY_VIEWER_SECRET"],
+            USER,
+            3600,
+            audience=os.environ.get("RELAY_VIEWER_AUDIENCE"),
+            issuer=os.environ.get("RELAY_VIEWER_ISSUER"),
+        )
         self._messages = watch(url, CONVERSATION, run_id, token)
         self._report = report
         self._count_end = count_end

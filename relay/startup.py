@@ -117,12 +117,22 @@ def refuse_insecure(settings: StoreSettings) -> list[str]:
             found += look(settings)
         except Away as error:
             away.append(str(error))
+    _refuse(found, settings)
+    return away
+
+
+def refuse_weak(settings: StoreSettings, name: str) -> None:
+    """The same of one secret alone, that of this field."""
+    alone = settings.model_copy(update=dict.fromkeys(type(settings).model_fields.keys() - {name}))
+    _refuse(_secrets(alone), settings)
+
+
+def _refuse(found: Iterable[Weakness], settings: StoreSettings) -> None:
     refused = [weakness for weakness in found if weakness.check not in settings.allow_insecure]
     if refused:
         names = ",".join(dict.fromkeys(weakness.check for weakness in refused))
         overrule = f"To start all the same, set RELAY_ALLOW_INSECURE={names}."
         raise Insecure("\n".join([*(weakness.sentence for weakness in refused), overrule]))
-    return away
 
 
 def _secrets(settings: StoreSettings) -> Iterator[Weakness]:

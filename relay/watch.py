@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -19,17 +19,23 @@ class NotAdmitted(RelayError):
     """The service does not let this viewer in; its answer is the message."""
 
 
+def _say_nothing(trouble: str) -> None:
+    """What programs that watch do about it."""
+
+
 def watch(
-    url: str, conversation_id: int, run_id: str, token: str
+    url: str, conversation_id: int, run_id: str, token: str, away: Callable[[str], None] = _say_nothing
 ) -> Iterator[tuple[int | None, dict[str, Any]]]:
     """Every message of the stream, `{"type": ..., "data": ...}`, until the run is over, with its id; None
     where it tells of state and has none.
 
+    While the service can not be reached it is asked again for ever; `away` is told once each time.
     Raises NotAdmitted where asking again would not help.
     """
     path = f"{url}/conversations/{conversation_id}/idea/research-run/{run_id}/events"
     headers = {"authorization": f"Bearer {token}"}
     delay = 0.0
+    told = False
     with httpx.Client(timeout=httpx.Timeout(10, read=IDLE_S), headers=headers) as client:
         while True:
             time.sleep(delay)
@@ -41,9 +47,10 @@ def watch(
                         return
                     if 400 <= status < 500:
                         source.response.read()
-                        raise NotAdmitted(source.response.json()["detail"])
+                        raise NotAdmitted(_refusal(source.response))
                     source.response.raise_for_status()
                     for event in source.iter_sse():
+                        told = False
                         if not event.data:
                             continue  # no event by the standard, only a new time to wait
                         before = client.headers.get("last-event-id")
@@ -52,5 +59,25 @@ def watch(
                         yield None if event.id == before else int(event.id), message
                         if message["type"] == "complete":
                             return
-            except (httpx.TransportError, httpx.HTTPStatusError):
-                continue
+            except httpx.UnsupportedProtocol as error:
+                raise NotAdmitted("The address must begin with http:// or https://.") from error
+            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                if not told:
+                    away(_trouble(url, error))
+                told = True
+
+
+def _refusal(response: httpx.Response) -> str:
+    """What the relay says, or what can be said of another one's answer."""
+    if response.headers.get("content-type") == "application/problem+json":
+        detail: str = response.json()["detail"]
+        return detail
+    return f"The answer is {response.status_code}, and not from a relay; check the address."
+
+
+def _trouble(url: str, error: httpx.TransportError | httpx.HTTPStatusError) -> str:
+    """For people. The address is without what may be a password."""
+    where = httpx.URL(url).netloc.decode()
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"{where} answers {error.response.status_code}"
+    return f"Can not watch at {where}: {str(error) or type(error).__name__}"

@@ -129,8 +129,11 @@ def not_valid() -> Unauthenticated:
     )
 
 
-def mint_viewer_token(secrets: str, user_id: int, ttl_s: int) -> str:
+def mint_viewer_token(
+    secrets: str, user_id: int, ttl_s: int, *, audience: str | None = None, issuer: str | None = None
+) -> str:
     """A token with which `user_id` can view its runs for `ttl_s` seconds. Of several secrets, separated by
-    blanks, the first one is used."""
-    claims = {"sub": str(user_id), "exp": int(time.time()) + ttl_s}
+    blanks, the first one is used. `audience` and `issuer` are what the service asks for, if it does."""
+    claims: dict[str, str | int] = {"sub": str(user_id), "exp": int(time.time()) + ttl_s}
+    claims |= {name: value for name, value in (("aud", audience), ("iss", issuer)) if value}
     return jwt.encode(claims, secrets.split(maxsplit=1)[0], SHARED)

@@ -88,7 +88,7 @@ BATCH: TypeAdapter[Any] = TypeAdapter(list[_ITEM])
 def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> NewEvent:
     """The event in a webhook's body, of the run that the path or else the body names.
 
-    Raises MalformedJson or InvalidEvent.
+    Raises MalformedJson or InvalidEvent, the latter also where both name one and it is not the same.
     """
     if run_id is None:
         envelope = _validate(WEBHOOKS[kind.kind], body)
@@ -98,6 +98,10 @@ def parse_event(kind: type[Kind], body: bytes, run_id: str | None = None) -> New
             [_error(("path", "run_id"), "Input is not the name of a run", "string_pattern_mismatch")]
         )
     envelope = _validate(RUN_WEBHOOKS[kind.kind], body)
+    if envelope.__pydantic_extra__.get("run_id") not in (None, run_id):
+        raise InvalidEvent(
+            [_error(("run_id",), "Input is another run than that in the path", "run_mismatch")]
+        )
     return NewEvent(run_id, kind.kind, _text(envelope, ()))
 
 
@@ -145,7 +149,7 @@ def _validate(adapter: TypeAdapter[Any], body: bytes) -> Any:
     if found[0]["type"] == "json_invalid":
         # pydantic's message says what the parser missed and where, and nothing of the input.
         raise MalformedJson(f"The body is not valid JSON ({found[0]['msg'].removeprefix('Invalid JSON: ')}).")
-    raise InvalidEvent(validation_errors(found))
+    raise InvalidEvent(validation_errors(found, beside=b'"event"' not in body))
 
 
 def _replace(escape: re.Match[bytes]) -> bytes:
@@ -204,13 +208,20 @@ def _error(loc: Sequence[str | int], msg: str, type: str) -> FieldError:
     return {"loc": list(loc), "msg": msg, "type": type}
 
 
-def validation_errors(found: Sequence[ErrorDetails]) -> list[FieldError]:
-    """What pydantic found, as far as it does not repeat the input: its message for a wrong tag would."""
-    return [
-        _error(
-            item["loc"],
-            "Input has an unknown kind" if item["type"] == "union_tag_invalid" else item["msg"],
-            item["type"],
-        )
-        for item in found[:20]
-    ]
+def validation_errors(found: Sequence[ErrorDetails], *, beside: bool = False) -> list[FieldError]:
+    """What pydantic found, in terms of the body. `beside`: it has no event, but the fields of one."""
+    return [_of_body(item["loc"], item["msg"], item["type"], beside) for item in found[:20]]
+
+
+def _of_body(loc: tuple[int | str, ...], msg: str, type: str, beside: bool) -> FieldError:
+    """Pydantic names the tag of a union as if it were a place, and repeats it where it is wrong."""
+    match type:
+        case "union_tag_not_found":
+            return _error((*loc, "kind"), "Field required", "missing")
+        case "union_tag_invalid":
+            return _error((*loc, "kind"), f"Input should be one of {', '.join(REGISTRY)}", "literal_error")
+    if len(loc) > 1 and isinstance(loc[0], int) and loc[1] in REGISTRY:
+        loc = (loc[0], *loc[2:])
+    elif beside and len(loc) > 1 and loc[0] == "event":
+        loc = loc[1:]
+    return _error(loc, msg, type)

@@ -15,7 +15,8 @@ SECRET = "a-secret-of-at-least-32-bytes-for-hs256"
 
 
 def token(directory: Path, *options: str, **env: str | None) -> Result:
-    unset = {"RELAY_VIEWER_SECRET": None, "RELAY_RUN_TOKEN_SECRET": None}
+    names = ("RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRET", "RELAY_ALLOW_INSECURE")
+    unset: dict[str, str | None] = dict.fromkeys(names)
     return CliRunner(env={**unset, **env}).invoke(main, ["token", "--data-dir", str(directory), *options])
 
 
@@ -24,8 +25,33 @@ async def test_a_viewer_s_token_speaks_for_the_user(tmp_path: Path) -> None:
     assert (await Viewers(Settings(viewer_secret=SECRET)).check(made.output.strip())).user_id == 7
 
 
+async def test_a_viewer_s_token_is_for_the_audience_that_the_service_asks_for(tmp_path: Path) -> None:
+    asked = {"RELAY_VIEWER_AUDIENCE": "relay", "RELAY_VIEWER_ISSUER": "https://us"}
+    made = token(tmp_path, "--user", "7", RELAY_VIEWER_SECRET=SECRET, **asked)
+    settings = Settings(viewer_secret=SECRET, viewer_audience="relay", viewer_issuer="https://us")
+    assert (await Viewers(settings).check(made.output.strip())).user_id == 7
+
+
+def test_a_run_s_token_is_not_made_with_a_secret_that_the_service_does_not_start_with(tmp_path: Path) -> None:
+    for weak in ("short", "0" * 32, f"{SECRET} old"):
+        refused = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=weak)
+        assert refused.exit_code == 1
+        assert refused.output.startswith("Error: RELAY_RUN_TOKEN_SECRET ")
+        assert "openssl rand -hex 32" in refused.output
+        assert weak not in refused.output
+    wanted = {"RELAY_ALLOW_INSECURE": "secret", "TELEMETRY_WEBHOOK_TOKEN": "short"}
+    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET="short", **wanted)
+    assert made.output == mint_run_token("short", "run-1") + "\n"
+
+
+def test_a_run_s_token_asks_nothing_of_other_secrets(tmp_path: Path) -> None:
+    others = {"TELEMETRY_WEBHOOK_TOKEN": "short", "RELAY_VIEWER_SECRET": "short"}
+    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=SECRET, **others)
+    assert made.exit_code == 0
+
+
 def test_a_run_s_token_is_made_with_the_first_secret(tmp_path: Path) -> None:
-    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=f"{SECRET} older")
+    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=f"{SECRET} {SECRET[::-1]}")
     assert made.output == mint_run_token(SECRET, "run-1") + "\n"
 
 

@@ -142,6 +142,11 @@ def test_no_secret_has_a_default() -> None:
     assert SERVICES["prune"]["environment"]["RETENTION"] == "${RETENTION:-365d}"
 
 
+def test_a_secret_that_nobody_needs_is_passed_on_where_it_is_set_and_otherwise_not_there() -> None:
+    optional = {name for name, value in SERVICES["relay"]["environment"].items() if value is None}
+    assert optional == {"RELAY_RUN_TOKEN_SECRET"}
+
+
 def test_redis_keeps_what_was_acknowledged() -> None:
     script = SERVICES["redis"]["command"][-1]
     words = shlex.split(script.replace("\\\n", " ").partition("exec valkey-server")[2])

@@ -95,6 +95,17 @@ def test_a_run_id_is_a_short_plain_word(run_id: Any) -> None:
         parse_event(PaperGenerationProgress, body(run_id))
 
 
+@pytest.mark.parametrize("beside", [{"event": progress()}, {"success": True}, {"event": {"success": True}}])
+def test_a_run_in_the_body_is_the_one_in_the_path(beside: dict[str, Any]) -> None:
+    kind = PaperGenerationProgress if "step" in beside.get("event", {}) else RunFinished
+    for same in ({}, {"run_id": "run-1"}, {"run_id": None}):
+        assert parse_event(kind, json.dumps({**same, **beside}).encode(), "run-1").run_id == "run-1"
+    for other in ("run-2", "", 1, ["run-1"]):
+        with pytest.raises(InvalidEvent) as caught:
+            parse_event(kind, json.dumps({"run_id": other, **beside}).encode(), "run-1")
+        assert [error["loc"] for error in caught.value.errors] == [["run_id"]]
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -177,6 +188,35 @@ def test_one_bad_event_fails_the_batch_and_is_named_by_its_index() -> None:
     with pytest.raises(InvalidEvent) as caught:
         parse_batch(json.dumps(items).encode(), 10, LARGE)
     assert caught.value.errors[0]["loc"][0] == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "loc", "message"),
+    [
+        (
+            {"kind": "run_log", "event": {"message": 4}},
+            ["event", "message"],
+            "Input should be a valid string",
+        ),
+        ({"kind": "run_log"}, ["event"], "Field required"),
+        ({"event": {}}, ["kind"], "Field required"),
+        ({"kind": "log", "event": {}}, ["kind"], f"Input should be one of {', '.join(REGISTRY)}"),
+        ({"kind": None, "event": {}}, ["kind"], f"Input should be one of {', '.join(REGISTRY)}"),
+        (7, [], "Input should be an object"),
+    ],
+)
+def test_an_error_in_a_batch_has_its_place_in_the_body(wrong: Any, loc: list[str], message: str) -> None:
+    bad = {"run_id": "run-1", **wrong} if isinstance(wrong, dict) else wrong
+    with pytest.raises(InvalidEvent) as caught:
+        parse_batch(json.dumps([item(), bad]).encode(), 10, LARGE)
+    assert [(error["loc"], error["msg"]) for error in caught.value.errors] == [([1, *loc], message)]
+
+
+def test_an_error_in_a_field_that_may_stand_in_two_places_has_that_where_it_stands() -> None:
+    for beside, loc in (({"success": 1}, ["success"]), ({"event": {"success": 1}}, ["event", "success"])):
+        with pytest.raises(InvalidEvent) as caught:
+            parse_event(RunFinished, json.dumps({"run_id": "run-1", **beside}).encode())
+        assert [error["loc"] for error in caught.value.errors] == [loc]
 
 
 def test_an_event_that_is_nested_too_deep_is_named_by_its_index() -> None:

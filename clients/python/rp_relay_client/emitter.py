@@ -23,6 +23,12 @@ from rp_relay_client.transport import Address
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
+_WANTED = {
+    "base_url": "the relay's address, as in 'https://relay.example.org'",
+    "token": "the relay's token, or the one of this run, as in os.environ['TELEMETRY_WEBHOOK_TOKEN']",
+    "run_id": "the name of the run, as in 'run-1'",
+}
+
 _pickled: dict[str, "Emitter"] = {}
 """Emitters that went from process to process: however often one arrives, it is the same one."""
 
@@ -57,8 +63,9 @@ class Emitter:
         Its default is `$RELAY_SPOOL_DIR`, or else `rp-relay` in the user's state directory. With
         `durable=False` they wait in memory only.
 
-        Raises ValueError for what could never work: a malformed URL, token or run id.
+        Raises TypeError or ValueError for what could never work: a URL, token or run id that is none.
         """
+        _check_texts(base_url, token, run_id)
         if not _RUN_ID.fullmatch(run_id):
             raise ValueError("run_id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -")
         self._address = Address.parse(base_url)
@@ -242,6 +249,13 @@ class Emitter:
 
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self._settings.exit_timeout_s if timeout is None else timeout)
+
+
+def _check_texts(base_url: object, token: object, run_id: object) -> None:
+    """Raises TypeError that says what to pass: most often a variable that is not set."""
+    for name, value in (("base_url", base_url), ("token", token), ("run_id", run_id)):
+        if not isinstance(value, (str, Secret) if name == "token" else str):
+            raise TypeError(f"{name} must be a str, {_WANTED[name]}, and is of {type(value).__name__}")
 
 
 _abandoned: list[Engine] = []

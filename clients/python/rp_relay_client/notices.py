@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import defaultdict
 
 from rp_relay_client.secret import Secret
 
@@ -9,6 +10,7 @@ LOGGER = "rp_relay_client"
 
 _log = logging.getLogger(LOGGER)
 _DISTINCT = 20
+"""How much is said of one matter: what others have to say must not make one thing unheard."""
 
 
 class Notices:
@@ -16,13 +18,16 @@ class Notices:
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret
-        self._said: set[str] = set()
+        self._said: defaultdict[str, set[str]] = defaultdict(set)
 
-    def once(self, text: str) -> None:
-        """Warns, but not twice of the same, nor of more than a few things."""
-        if text not in self._said and len(self._said) < _DISTINCT:
-            self._said.add(text)
+    def once(self, text: str, matter: str = "") -> None:
+        """Warns, but not twice of the same, nor of more than a few things in one matter; then says that."""
+        said = self._said[matter]
+        if text not in said and len(said) < _DISTINCT:
+            said.add(text)
             self.warn(text)
+            if len(said) == _DISTINCT:
+                self.warn(f"{matter or 'Warnings'}: whatever else there is, is not said; see stats().")
 
     def once_of(self, what: str, error: Exception) -> None:
         """The same about an error, of which nothing is known, not even whether it can say what it is.
@@ -30,7 +35,7 @@ class Notices:
         Nor does it raise what a handler of the pipeline's raises.
         """
         with contextlib.suppress(Exception):
-            self.once(f"{what}: {type(error).__name__}: {error}")
+            self.once(f"{what}: {type(error).__name__}: {error}", what)
 
     def warn(self, text: str) -> None:
         _log.warning("%s", self._clean(text))

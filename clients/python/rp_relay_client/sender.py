@@ -11,6 +11,8 @@ from rp_relay_client.spool import Spool
 from rp_relay_client.transport import Transport
 from rp_relay_client.verdict import Meaning, Verdict, judge, unreachable
 
+_REFUSED = "The relay refused an event"
+
 
 class Sender:
     """Runs until the spool is finished and empty, or until the time that `hurry` sets is over."""
@@ -116,7 +118,8 @@ class Sender:
             if verdict.too_much:
                 self._ceiling = self._most
         if batch.events == 1 or known:
-            self._notices.once(f"The relay refused an event: {verdict.why}")
+            for reason in verdict.reasons:
+                self._notices.once(f"{_REFUSED}: {reason}", _REFUSED)
 
     def _put_off(self, verdict: Verdict) -> None:
         """Keeps the batch, says so once for each kind of trouble, and waits."""

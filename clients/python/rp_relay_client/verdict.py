@@ -21,11 +21,13 @@ class Meaning(Enum):
 
 
 class Verdict(NamedTuple):
-    """`why` is for people. `wait_s` is how long the relay asks to wait; `indexes` are the events that it
-    refuses, if it says which; `too_much` is whether it never takes so many at once."""
+    """`why` is for people, and so are `reasons`: each thing that is wrong with what is refused. `wait_s` is
+    how long the relay asks to wait; `indexes` are the events that it refuses, if it says which; `too_much` is
+    whether it never takes so many at once."""
 
     meaning: Meaning
     why: str
+    reasons: Sequence[str] = ()
     wait_s: float | None = None
     indexes: Sequence[int] = ()
     too_much: bool = False
@@ -46,14 +48,17 @@ def judge(answer: Answer) -> Verdict:
     """
     slug = _slug(answer)
     why = f"{answer.status}{f' {slug}' if slug else ''}"
+    told = f"{why}{_detail(answer) if slug else ''}"  # a proxy's words may be others each time
     if answer.status == 204 or slug == "idempotency-key-reused":
         return Verdict(Meaning.KEPT, why)
     if answer.status in _REFUSED:
-        reason, indexes = _first_reason(answer, why), _indexes(answer)
-        return Verdict(Meaning.REFUSED, reason, indexes=indexes, too_much=answer.status == 413)
+        reasons = _reasons(answer, why) or [told]
+        return Verdict(
+            Meaning.REFUSED, told, reasons, indexes=_indexes(answer), too_much=answer.status == 413
+        )
     if answer.status in _AGAIN or (answer.status >= 500 and slug != "misconfigured"):
         return Verdict(Meaning.AGAIN, why, wait_s=_seconds(answer.retry_after))
-    return Verdict(Meaning.SLOWLY, why)
+    return Verdict(Meaning.SLOWLY, told)
 
 
 def unreachable(error: OSError | HTTPException) -> Verdict:
@@ -72,11 +77,16 @@ def _indexes(answer: Answer) -> list[int]:
     return sorted({loc[0] for loc, _ in _errors(answer) if loc and type(loc[0]) is int and loc[0] >= 0})
 
 
-def _first_reason(answer: Answer, why: str) -> str:
-    """With what is wrong with the first bad event, which the relay says without quoting it."""
-    for loc, message in _errors(answer)[:1]:
-        return f"{why}, {'.'.join(map(str, loc[1:]))}: {message}"
-    return why
+def _detail(answer: Answer) -> str:
+    """What the relay says to people. It never quotes what it got, and is the same each time."""
+    detail = answer.problem.get("detail")
+    return f": {detail.rstrip('.')}" if isinstance(detail, str) and detail else ""
+
+
+def _reasons(answer: Answer, why: str) -> list[str]:
+    """What is wrong with the events, each place and message once; the relay says it without quoting them."""
+    found = (f"{why}, {'.'.join(map(str, loc[1:]))}: {message}" for loc, message in _errors(answer))
+    return list(dict.fromkeys(found))
 
 
 def _errors(answer: Answer) -> list[tuple[list[Any], str]]:

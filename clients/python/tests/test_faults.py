@@ -110,6 +110,64 @@ def test_what_a_person_has_to_put_right_is_kept_and_said_once(
     assert str(status) in warnings[0]
 
 
+def test_what_the_relay_says_about_a_token_is_in_the_log(
+    relay: FakeRelay, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    detail = "This token is for one run, and an event is of another one."
+    relay.always = Reply(403, {"type": PROBLEM + "forbidden", "detail": detail})
+    with emitter_to(relay, tmp_path) as emitter:
+        emitter(event(1))
+        wait_until(lambda: len(relay.requests) >= 3, "some attempts")
+
+    said = f"The relay does not take events (403 forbidden: {detail[:-1]}): somebody has to put that right."
+    assert [record.message for record in caplog.records] == [f"{said} Events are kept."]
+
+
+def refusal(*errors: tuple[int, str, str]) -> Reply:
+    """Of these events, for what is wrong at that place."""
+    listed = [{"loc": [index, "event", place], "msg": message} for index, place, message in errors]
+    return Reply(422, {"type": PROBLEM + "invalid-event", "detail": "See 'errors'.", "errors": listed})
+
+
+def test_each_place_and_reason_of_a_refusal_is_said_once(
+    relay: FakeRelay, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.down()
+    relay.replies.append(
+        refusal((0, "step", "too long"), (0, "details", "no object"), (1, "step", "too long"))
+    )
+    relay.replies.append(refusal((0, "step", "too short"), (0, "details", "no object")))
+    with emitter_to(relay, tmp_path) as emitter:
+        for number in range(4):
+            emitter(event(number))
+        wait_until(lambda: emitter.stats().spooled == 4, "all to be spooled")
+        relay.up()
+        assert emitter.flush(20)
+        assert emitter.stats() == (0, 0, 1, 3, 0)
+
+    said = [record.message for record in caplog.records if "The relay refused" in record.message]
+    assert said == [
+        f"The relay refused an event: 422 invalid-event, event.{what}"
+        for what in ("step: too long", "details: no object", "step: too short")
+    ]
+
+
+def test_however_many_reasons_there_are_the_log_is_short_and_the_next_trouble_is_in_it(
+    relay: FakeRelay, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay.replies.append(refusal(*((0, f"field_{number}", "bad") for number in range(100))))
+    with emitter_to(relay, tmp_path) as emitter:
+        emitter(event(1))
+        assert emitter.flush(20)
+        emitter(event(2, set={1}))
+        wait_until(lambda: emitter.stats().refused == 2, "the other one to be refused")
+
+    said = [record.message for record in caplog.records if "field_" in record.message]
+    assert len(said) == 20
+    assert "stats()" in caplog.text
+    assert "An event can not be sent" in caplog.text
+
+
 def test_a_relay_without_a_token_of_its_own_is_asked_again_slowly(relay: FakeRelay, tmp_path: Path) -> None:
     relay.always = Reply(500, {"type": PROBLEM + "misconfigured"})
     settings = Settings(backoff_s=0.001, backoff_max_s=0.001, slow_retry_s=0.2, batch_interval_s=0)

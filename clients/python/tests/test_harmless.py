@@ -323,6 +323,13 @@ def test_what_could_never_work_is_said_at_once(tmp_path: Path) -> None:
     for run_id in ("", "a b", "a/b", "x" * 129, "é"):
         with pytest.raises(ValueError, match="run_id"):
             Emitter("http://relay", TOKEN, run_id, spool_dir=tmp_path)
+    for arguments, what in (
+        (("http://relay", None, "run-1"), "token must be .*TELEMETRY_WEBHOOK_TOKEN.* NoneType"),
+        (("http://relay", TOKEN, 7), "run_id must be a str, .* int"),
+        ((None, TOKEN, "run-1"), "base_url must be a str, .* NoneType"),
+    ):
+        with pytest.raises(TypeError, match=what):
+            Emitter(*arguments, spool_dir=tmp_path)
     with pytest.raises(ValueError, match="batch_events"):
         Settings(batch_events=1001)
     with pytest.raises(ValueError, match="batch_bytes"):

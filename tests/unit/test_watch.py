@@ -1,0 +1,61 @@
+"""`relay tail` where the relay is away."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import httpx
+import pytest
+from click.testing import CliRunner, Result
+
+from relay import watch
+from relay.cli import main
+
+STREAM = {"content-type": "text/event-stream"}
+
+
+def tail(url: str = "http://someone:secret@relay") -> Result:
+    return CliRunner().invoke(main, ["tail", "1", "run-1", "--url", url, "--token", "any"])
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[httpx.Response | None]]:
+    """What is answered, one after the other; None: nobody listens. All of it is asked for."""
+    left: list[httpx.Response | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = left.pop(0)
+        if found is None:
+            raise httpx.ConnectError("Connection refused")
+        return found
+
+    monkeypatch.setattr(watch, "RECONNECT_S", 0)
+    monkeypatch.setattr(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(answer)))
+    yield left
+    assert not left
+
+
+def test_that_the_relay_is_away_is_said_once_each_time(answers: list[httpx.Response | None]) -> None:
+    block = 'id: 7\ndata: {"type": "initial", "data": {}}\n\n'
+    page = httpx.Response(200, headers={"content-type": "text/html"}, text="of a proxy")
+    answers += [None, page, None, httpx.Response(200, headers=STREAM, text=block)]
+    answers += [httpx.Response(503), None, httpx.Response(204)]
+    shown = tail()
+    assert shown.exit_code == 0
+    assert shown.stdout == '{"type": "initial", "data": {}}\n'
+    assert shown.stderr.splitlines() == [
+        "Can not watch at relay: Connection refused; trying again ...",
+        "relay answers 503; trying again ...",
+    ]
+
+
+def test_what_is_no_relay_is_not_asked_again(answers: list[httpx.Response | None]) -> None:
+    answers.append(httpx.Response(404, html="<h1>Nothing here</h1>"))
+    refused = tail()
+    assert refused.exit_code == 1
+    assert "The answer is 404, and not from a relay" in refused.stderr
+
+
+def test_what_is_no_address_is_not_asked_again() -> None:
+    refused = tail("relay.example.org")
+    assert refused.exit_code == 1
+    assert "must begin with http://" in refused.stderr
