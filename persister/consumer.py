@@ -58,6 +58,10 @@ class NotKept(Unavailable):
     default = "The event log does not hold the batch in as many files as RELAY_WAITAOF asks for."
 
 
+class NoFunctions(Unavailable):
+    default = "Redis lacks this version's functions, which this user may not load; run `relay migrate`."
+
+
 class Consumer:
     """One member of a shard's group. `highest` answers the highest id in the archive.
 
@@ -291,11 +295,13 @@ class Consumer:
 
     def _call(self, connection: Any, *commands: bytes) -> list[Any]:
         """Sends commands, server-side functions among them. Where the library is missing it is loaded first,
-        and all are repeated."""
+        and all are repeated. Raises NoFunctions where it may not be."""
         answers = self._exchange(connection, *commands)
         if any(isinstance(answer, Exception) and functions.MISSING in str(answer) for answer in answers):
             loading = command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
-            _, *answers = self._exchange(connection, loading, *commands)
+            loaded, *answers = self._exchange(connection, loading, *commands)
+            if isinstance(loaded, redis.exceptions.NoPermissionError):
+                raise NoFunctions from loaded
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer

@@ -17,7 +17,7 @@ import redis
 import redis.exceptions
 
 from persister import copy
-from persister.consumer import Batch, Consumer, Delivery, NotKept, Settlement
+from persister.consumer import Batch, Consumer, Delivery, NoFunctions, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
 from persister.store import Rejected, Store
@@ -259,4 +259,5 @@ def _cause(error: Exception) -> str:
     """Who is at fault, for the figures."""
     if isinstance(error, NotKept):
         return "waitaof"
-    return "postgres" if isinstance(error, Unavailable) else "redis"
+    archive = isinstance(error, Unavailable) and not isinstance(error, NoFunctions)
+    return "postgres" if archive else "redis"

@@ -7,7 +7,7 @@ ends in the opposite order.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from relay.auth.viewers import Viewers
 from relay.auth.writers import Tokens
 from relay.background import kept_up
 from relay.connect import Database
-from relay.errors import NotStored, RelayError
+from relay.errors import DatabaseUnavailable, NotStored, RelayError
 from relay.history import History
 from relay.http import document, ops, problems, webhooks
 from relay.http import history as history_routes
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE_S = 0.5
-"""How long PostgreSQL may take to show that it is there. A worker is ready without it, and a load balancer
-that waits for a second is to hear so."""
+"""How long PostgreSQL may take to show that it is there, and the event log, where it took no events, that it
+does now. A worker is ready without either, and a load balancer that waits for a second is to hear so."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ async def running(
         try:
             await publisher.open()
         except NotStored:
-            log.warning("the event log could not be opened yet; it will be with the first event")
+            log.warning("the event log could not be opened yet; it is tried again with each event")
         yield Services(
             links,
             database,
@@ -207,14 +207,23 @@ def _health(settings: Settings, now: Callable[[], Services]) -> ops.Health:
     probes: dict[str, ops.Probe] = {
         "redis": lambda: _redis(now()),
         "tailers": lambda: _tailers(now()),
+        "append": lambda: _append(now()),
         "postgres": lambda: _postgres(now()),
     }
-    return ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof))
+
+    def needed() -> Collection[str]:
+        # One that never could store may be new, beside others that can: it is to get no events. To take out
+        # those that could would only cost the viewers.
+        return ops.NEEDED if now().publisher.ever_stored else (*ops.NEEDED, "append")
+
+    return ops.Health(probes, lambda: durability.in_force(now().links, settings.waitaof), needed)
 
 
 async def _redis(services: Services) -> str | None:
     try:
         await asyncio.gather(*(link.ask("PING") for link in set(services.links)))
+    except redis.exceptions.AuthenticationError:
+        return "Redis refuses the user or password of REDIS_URL"
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
     return None
@@ -226,10 +235,21 @@ async def _tailers(services: Services) -> str | None:
     return None
 
 
+async def _append(services: Services) -> str | None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PROBE_S):
+            return await services.publisher.problem()
+    return services.publisher.reason
+
+
 async def _postgres(services: Services) -> str | None:
     try:
         async with asyncio.timeout(PROBE_S):
             await services.database.rows("SELECT 1", {})
+    except DatabaseUnavailable as error:
+        if connect.denied(error):
+            return "PostgreSQL refuses the user or password of DATABASE_URL"
+        return "PostgreSQL does not answer"
     except (RelayError, TimeoutError):
         return "PostgreSQL does not answer"
     return None

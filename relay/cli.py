@@ -212,7 +212,7 @@ def tail(conversation: int, run_id: str, url: str, token: str) -> None:
     "--held",
     default=erase.HELD_S,
     show_default=True,
-    help="Seconds that a persister may hold what it was given: three times RELAY_PERSISTER_STUCK_S.",
+    help="Seconds that a persister may hold what it was given: above three times RELAY_PERSISTER_STUCK_S.",
 )
 def erase_(run_id: str, held: float) -> None:
     """Remove a run from the logs, the archive and the dead letters. Its pipeline must have stopped."""

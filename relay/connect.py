@@ -193,6 +193,15 @@ def database(url: str, *, statement_s: float | None = None) -> psycopg2.extensio
         raise DatabaseUnavailable from error
 
 
+_DENIED = ("authentication failed", "no password supplied", "pg_hba.conf")
+"""What PostgreSQL, libpq or a pooler says where it does not let a user in: that has no code for us."""
+
+
+def denied(error: DatabaseUnavailable) -> bool:
+    """Whether PostgreSQL is there, and refuses the user or the password."""
+    return any(words in str(error.__cause__) for words in _DENIED)
+
+
 class Database:
     """Short reads and writes for the event loop: a few threads, a connection each, in autocommit.
 

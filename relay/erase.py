@@ -24,7 +24,8 @@ PAGE = 200
 
 HELD_S = 400.0
 """How long a persister may hold what it was given: it claims two batches ahead, and ends itself where one
-step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes."""
+step takes longer than RELAY_PERSISTER_STUCK_S, by default two minutes. So three times that, and
+what it takes until it notices."""
 
 ERASED_S = 86_400
 """How long a persister can tell what was erased from what was lost: longer than it is away."""

@@ -144,8 +144,8 @@ class RateLimited(TooMany):
 
 class RunQuota(TooMany):
     default = (
-        "As many runs have a log as this token may have at the same time, so none was stored of a new one; "
-        "it can be once older runs have expired."
+        "As many runs of the shard have a log as RELAY_LIVE_RUNS of the service allows at the same time, so "
+        "nothing was stored of a new one; it can be once older runs have expired."
     )
     retry_after_s = 60
 

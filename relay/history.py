@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import psycopg2.errors
 from psycopg2.extensions import connection as Connection  # noqa: N812
 from psycopg2.extras import RealDictCursor
 
 from relay.connect import Database
+from relay.errors import Misconfigured
 from relay.events.base import Kind
 from relay.events.registry import HIGHEST_ID, TABLES
 from relay.stream.entry import Record
@@ -185,8 +187,13 @@ class History:
         return (await self._first(_NEWEST_OF_ALL, {"run_id": run_id}))[0] or START
 
     async def highest(self) -> int:
-        """The highest id of all, or START."""
-        return (await self._first(HIGHEST_ID, {}))[0] or START
+        """The highest id of all, or START. Raises DatabaseUnavailable or Misconfigured."""
+        try:
+            return (await self._first(HIGHEST_ID, {}))[0] or START
+        except psycopg2.errors.InsufficientPrivilege as error:
+            raise Misconfigured(
+                "The user in DATABASE_URL may not read the tables; run deploy/postgres/grants.sql."
+            ) from error
 
     async def _first(self, statement: str, values: dict[str, Any]) -> Any:
         rows = await self._database.rows(statement, values)

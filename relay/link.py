@@ -306,7 +306,9 @@ class SharedLink:
             except (redis.exceptions.RedisError, OSError) as error:
                 await self._link.drop()
                 if last or isinstance(error, redis.exceptions.TimeoutError):
-                    return [redis.exceptions.ConnectionError(str(error)) for _ in questions]
+                    denied = isinstance(error, redis.exceptions.AuthenticationError)
+                    kind = type(error) if denied else redis.exceptions.ConnectionError
+                    return [kind(str(error)) for _ in questions]
         raise AssertionError("the last attempt returns")
 
     async def close(self) -> None:

@@ -5,12 +5,13 @@ nothing any more. It is kept in Redis, under its digest, so that any worker can 
 """
 
 import secrets
+from typing import Literal
 
 import redis.exceptions
 from pydantic import TypeAdapter
 
-from relay.auth.viewers import Caller, not_valid
-from relay.errors import Unavailable
+from relay.auth.viewers import Caller
+from relay.errors import Unauthenticated, Unavailable
 from relay.link import SharedLink
 from relay.stream.keys import ShardKeys
 
@@ -40,14 +41,21 @@ class Tickets:
         """Whom it stands for. Raises Unauthenticated for one that is used or too old, or Unavailable."""
         key = _KEYS.ticket(ticket)
         if key in self._redeeming:  # the shared link would ask once, and answer both
-            raise not_valid()
+            raise _not_valid()
         self._redeeming.add(key)
         try:
-            kept = await self._ask("GETDEL", key)
+            return await self._find("GETDEL", key)
         finally:
             self._redeeming.discard(key)
+
+    async def look(self, ticket: str) -> Caller:
+        """The same, for who opens no stream: the ticket can still be used."""
+        return await self._find("GET", _KEYS.ticket(ticket))
+
+    async def _find(self, how: Literal["GET", "GETDEL"], key: str) -> Caller:
+        kept = await self._ask(how, key)
         if not isinstance(kept, bytes):
-            raise not_valid()
+            raise _not_valid()
         return _CALLER.validate_json(kept)
 
     async def _ask(self, *words: str | int) -> object:
@@ -55,3 +63,9 @@ class Tickets:
             return await self._redis.ask(*words)
         except (redis.exceptions.RedisError, OSError) as error:
             raise Unavailable from error
+
+
+def _not_valid() -> Unauthenticated:
+    return Unauthenticated(
+        "The ticket is used, expired or not valid; ask for another one with POST /tickets, for each stream."
+    )

@@ -84,7 +84,9 @@ class Access:
             return await self._viewers.check(token.decode("latin-1").strip())
         tickets = query(scope, "ticket") if ticket else ()
         if tickets:
-            return await self._tickets().redeem(tickets[-1])
+            known = self._tickets()
+            look = known.look if scope["method"] == "HEAD" else known.redeem
+            return await look(tickets[-1])
         # As browsers write them: the standard library's parser drops all after one that it does not like.
         cookie = cookie_parser((header(scope, b"cookie") or b"").decode("latin-1")).get(COOKIE)
         if cookie is not None:

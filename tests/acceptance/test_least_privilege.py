@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -218,10 +219,31 @@ def test_the_service_that_prunes_does_so_and_then_waits_for_a_day(deployment: De
     assert (done.returncode, done.stdout.splitlines()) == (0, expected), done.stderr
 
 
+NAMED_ONLY = {"EVAL", "READONLY"}
+"""Words of the manual that are commands, and that nobody is told to type."""
+
+
+def test_the_operator_may_type_each_command_to_redis_that_the_manual_names(
+    deployment: Deployment, session_servers: Servers
+) -> None:
+    with contextlib.closing(redis.Redis.from_url(session_servers.redis_url)) as anybody:
+        anybody.set_response_callback("COMMAND", lambda names, **_: names)
+        names = anybody.execute_command("COMMAND", "LIST")  # type: ignore[no-untyped-call]
+        known = {name.decode().upper() for name in names}
+    manual = (ROOT / "docs/operations.md").read_text()
+    typed_in = [shlex.split(code.removeprefix("redis-cli ")) for code in re.findall(r"`([^`\n]+)`", manual)]
+    commands = [words for words in typed_in if words and words[0] in known - NAMED_ONLY]
+    assert {words[0] for words in commands} >= {"ACL", "BGREWRITEAOF", "INFO", "LATENCY", "XDEL", "XREVRANGE"}
+    with contextlib.closing(deployment.redis("operator")) as client:
+        for words in commands:
+            client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
 FOR_NOBODY = [
     ("EVAL", "return 1", "0"),
     ("FLUSHALL",),
     ("CONFIG", "GET", "*"),
+    ("CONFIG", "SET", "appendonly", "no"),
     ("ACL", "LIST"),
     ("KEYS", "*"),
     ("SHUTDOWN",),

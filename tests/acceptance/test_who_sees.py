@@ -196,11 +196,15 @@ def test_a_ticket_of_one_worker_is_good_at_another_and_then_at_none(relay: Relay
 def test_a_ticket_opens_one_stream(service: Relay, run_id: str, directory: Path) -> None:
     for path in (f"{service.run_url(run_id)}/events", f"{service.url}/conversations/{CONVERSATION}/events"):
         ticket = ticket_of(service, viewer())
+        for _ in range(2):
+            assert CLIENT.head(f"{path}?ticket={ticket}").status_code == 200, "which opens none"
         with stream(f"{path}?ticket={ticket}", {}) as (answer, messages):
             assert answer.status_code == 200
             assert next(messages)["type"] == "initial"
         again = get(f"{path}?ticket={ticket}")
         assert (again.status_code, again.headers["content-type"]) == (401, PROBLEM)
+        assert again.json()["detail"].startswith("The ticket is used, expired or not valid; ")
+        assert CLIENT.head(f"{path}?ticket={ticket}").status_code == 401
         # Another server's own log of requests is its operator's: see `create_app`.
         logs = [log for log in directory.rglob("*.log") if log.name != "plain.log"]
         assert not [log for log in logs if ticket in log.read_text(errors="replace")]

@@ -1,9 +1,11 @@
 """The persister on real servers: all that is in the log comes into the archive once, or says why not."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from persister.store import Store
 from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.spans import Spans
+from relay.stream import functions
 from relay.stream.entry import NewEvent, traced
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
@@ -29,6 +32,7 @@ from tests.sql import rows, sql
 from tests.waiting import wait_until
 
 KEYS = ShardKeys(0)
+ACL = Path(__file__).parents[2] / "deploy/redis/users.acl"
 
 
 def nothing_archived() -> int:
@@ -192,6 +196,28 @@ async def test_while_the_database_is_away_nothing_is_settled(
     assert pending(client) == 5
     drain(persister())
     assert rows(servers.database_url) == ids
+
+
+async def test_functions_that_a_persister_may_not_load_are_waited_for_and_called_so(
+    servers: Servers, publisher: Publisher, archive: Store, client: redis.Redis
+) -> None:
+    ids = await publisher.append([event()])
+    (rules,) = (line for line in ACL.read_text().splitlines() if line.startswith("user relay_persister "))
+    client.execute_command("ACL", "SETUSER", *rules.split()[1:])  # type: ignore[no-untyped-call]
+    client.function_flush()
+    url = f"redis://relay_persister:PERSISTER_PASSWORD@{servers.redis_url.rpartition('@')[2]}"
+    with contextlib.closing(persister_redis(url)) as bounded:
+        loop = Loop(bounded, archive, 0, Settings(persister_name="p"))
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        expected = "Redis lacks this version's functions, which this user may not load; run `relay migrate`."
+        wait_until(lambda: loop.figures.trouble == expected, "the persister to say so")
+        client.function_load(functions.LIBRARY)
+        wait_until(lambda: rows(servers.database_url) == ids, "the event")
+        loop.stop()
+        thread.join()
+    client.acl_deluser("relay_persister")
+    assert loop.figures.retries["redis"] > 0 == loop.figures.retries["postgres"]
 
 
 async def test_a_schema_that_is_not_there_yet_is_waited_for(

@@ -240,6 +240,26 @@ async def test_a_full_server_refuses_and_takes_again_when_there_is_room(breakabl
     assert len(logged(breakable.client)) == 2
 
 
+async def test_why_appends_fail_is_logged_once_and_known_until_one_would_succeed(
+    breakable: Breakable, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher, replica = breakable.publisher, "Redis is a replica, which only lets read"
+    assert (await publisher.problem(), publisher.ever_stored) == (None, True), "as it opened the log"
+    breakable.client.replicaof("127.0.0.1", "1")
+    for _ in range(3):
+        with pytest.raises(NotStored):
+            await publisher.append([event()])
+    assert (await publisher.problem(), publisher.ever_stored) == (replica, True)
+    breakable.client.replicaof("NO", "ONE")
+    assert (publisher.reason, await publisher.problem()) == (replica, None)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said == [f"shard 0: events can not be stored: {replica}"]
+    os.kill(breakable.pid, signal.SIGKILL)
+    with pytest.raises((NotStored, OutcomeUnknown)):
+        await publisher.append([event()])
+    assert publisher.reason == "Redis does not answer"
+
+
 async def test_a_library_that_is_gone_is_loaded_again(breakable: Breakable) -> None:
     await breakable.publisher.append([event()])
     breakable.client.function_flush()

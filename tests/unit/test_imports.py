@@ -42,6 +42,7 @@ LAYERS = [
         "relay.reasons",
         "relay.stream.calls",
         "relay.stream.group",
+        "relay.stream.once",
         "relay.settings",
         "relay.startup",
         "relay.program",
@@ -52,6 +53,7 @@ LAYERS = [
     },
     {
         "relay.stream.keys",
+        "relay.stream.trouble",
         "relay.stream.entry",
         "relay.stream.functions",
         "relay.events",
