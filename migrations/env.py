@@ -9,8 +9,10 @@ from sqlalchemy import create_engine, pool, text
 
 LOCK = 7_306_081_127
 
-url = context.config.attributes["url"]
-engine = create_engine(url, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT")
+connect = context.config.attributes["connect"]
+engine = create_engine(
+    "postgresql+psycopg2://", creator=connect, poolclass=pool.NullPool, isolation_level="AUTOCOMMIT"
+)
 with engine.connect() as guard, engine.connect() as connection:
     guard.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
     connection = connection.execution_options(isolation_level="READ COMMITTED")  # noqa: PLW2901

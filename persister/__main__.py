@@ -134,14 +134,17 @@ def requeue(keys: tuple[str, ...], everything: bool) -> None:
     settings = _settings()
     letters = DeadLetters(_clients(settings))
     store = _store(settings)
-    failed = False
+    failed, missing = False, dict.fromkeys(keys)
     with _exporting(settings) as spans:
         for letter in letters:
             if everything or letter.key in keys:
                 reason = letters.requeue(letter, store, spans)
                 failed = failed or reason is not None
+                missing.pop(letter.key, None)
                 click.echo(f"{letter.key}\t{'stored' if reason is None else reason}")
-    if failed:
+    for key in missing:
+        click.echo(f"{key}\tthere is no such dead letter; where it was stored before, there is nothing to do")
+    if failed or missing:
         raise SystemExit(1)
 
 

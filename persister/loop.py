@@ -23,6 +23,7 @@ from persister.settings import Settings
 from persister.store import Rejected, Store
 from relay.errors import Unavailable
 from relay.events.registry import REGISTRY
+from relay.reasons import why
 from relay.stream.entry import Entry, MalformedEntry, decode, named
 from relay.stream.keys import stream_id
 
@@ -112,8 +113,8 @@ class Loop:
                 self.figures.went_on()
                 delay = BACKOFF_S[0]
             except (redis.exceptions.RedisError, OSError, Unavailable) as error:
-                log.warning("shard %d: %s; trying again", self._shard, _reason(error))
-                self.figures.failed(_cause(error), _reason(error))
+                log.warning("shard %d: %s; trying again", self._shard, why(error))
+                self.figures.failed(_cause(error), why(error))
                 self._ahead = self._next = self._stored = None
                 self._consumer.restart()
                 self._stopped.wait(delay * random.uniform(0.5, 1))  # noqa: S311
@@ -260,8 +261,3 @@ def _cause(error: Exception) -> str:
         return "waitaof"
     archive = isinstance(error, Unavailable) and not isinstance(error, NoFunctions)
     return "postgres" if archive else "redis"
-
-
-def _reason(error: Exception) -> str:
-    """For the log: the relay's own words, and only the name of anybody else's error."""
-    return str(error) if isinstance(error, Unavailable) else type(error).__name__

@@ -55,7 +55,7 @@ def prune_rows(
         for table in TABLES:
             yield table, _prune_table(connection, table, before, batch)
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(f"PostgreSQL refused ({error.pgcode}); run the same again.") from error
+        raise DatabaseUnavailable from error
     finally:
         connection.close()
 

@@ -1,25 +1,23 @@
 """What an operator can set for persisters, each with its reason."""
 
 import socket
+from typing import Annotated
 
 from pydantic import Field
 
-from relay.listener import ADDRESS
-from relay.settings import StoreSettings
+from relay.settings import Address, StoreSettings, shaped
 
 
 class Settings(StoreSettings):
     """A persister."""
 
-    persister_name: str = Field(
+    persister_name: Annotated[str, shaped("[A-Za-z0-9._-]{1,100}", "1 to 100 of A-Z a-z 0-9 . _ -")] = Field(
         default_factory=socket.gethostname,
-        pattern=r"^[A-Za-z0-9._-]{1,100}$",
         description="Its name in the consumer group: the same after a restart, so that it finds what it had "
         "begun, and another one for each process that runs at the same time.",
     )
-    persister_ops_listen: str | None = Field(
+    persister_ops_listen: Address | None = Field(
         None,
-        pattern=ADDRESS,
         description="`host:port` of the private listener, with /metrics, /readyz and /livez. Where several "
         "run on a machine, each takes the first free port from there on. Without it there is none.",
     )

@@ -106,7 +106,7 @@ class Store:
             if _is_bad_data(error) or (rows is not None and _is_no_place_for_copy(error)):
                 return f"{type(error).__name__} ({error.pgcode})"
             self.close()
-            raise DatabaseUnavailable(f"PostgreSQL refused the batch ({error.pgcode})") from error
+            raise DatabaseUnavailable from error
         except ValueError:  # psycopg2's own word for a NUL
             return "it holds a character that PostgreSQL does not store"
         return None

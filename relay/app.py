@@ -16,7 +16,7 @@ import redis.exceptions
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from relay import __version__, connect, durability, exposition, tracing
+from relay import __version__, connect, durability, exposition, reasons, tracing
 from relay.auth import Ownership, tickets
 from relay.auth.reread import Reread
 from relay.auth.tickets import Tickets
@@ -222,8 +222,8 @@ def _health(settings: Settings, now: Callable[[], Services]) -> ops.Health:
 async def _redis(services: Services) -> str | None:
     try:
         await asyncio.gather(*(link.ask("PING") for link in set(services.links)))
-    except redis.exceptions.AuthenticationError:
-        return "Redis refuses the user or password of REDIS_URL"
+    except redis.exceptions.AuthenticationError as error:
+        return reasons.why(error)
     except (redis.exceptions.RedisError, OSError):
         return "Redis does not answer"
     return None
@@ -247,9 +247,7 @@ async def _postgres(services: Services) -> str | None:
         async with asyncio.timeout(PROBE_S):
             await services.database.rows("SELECT 1", {})
     except DatabaseUnavailable as error:
-        if connect.denied(error):
-            return "PostgreSQL refuses the user or password of DATABASE_URL"
-        return "PostgreSQL does not answer"
+        return reasons.why(error) if reasons.known(error) else "PostgreSQL does not answer"
     except (RelayError, TimeoutError):
         return "PostgreSQL does not answer"
     return None

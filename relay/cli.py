@@ -27,7 +27,7 @@ from relay.errors import RelayError
 from relay.processes import Part, Supervisor
 from relay.program import Program
 from relay.settings import Settings, explain
-from relay.startup import EVERY_CHECK, guard, redis_by_hand, refuse_weak
+from relay.startup import EVERY_CHECK, guard, refuse_weak, stores_by_hand
 from relay.stream.keys import RUN_ID
 
 DATA_DIR = Path(".relay-data")
@@ -76,7 +76,7 @@ def migrate_() -> None:
     migrate.upgrade(settings.database_url.get_secret_value())
     if "redis_url" in settings.model_fields_set:
         try:
-            with redis_by_hand():
+            with stores_by_hand():
                 migrate.load_functions(settings.redis_url.get_secret_value())
         except RelayError as error:
             raise click.ClickException(
@@ -264,6 +264,17 @@ def _everything(
     """All processes, ready, and what `relay up` prints about them."""
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with embedded.alone_in(data_dir), _started(host, port, data_dir, workers, persisters) as started:
+            yield started
+    except (RuntimeError, embedded.NotInstalled, embedded.InUse, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _started(
+    host: str, port: int, data_dir: Path, workers: int, persisters: int
+) -> Iterator[tuple[Supervisor, dict[str, object]]]:
     supervisor = Supervisor()
     try:
         env = _for_developers() | _secrets(data_dir)
@@ -297,8 +308,6 @@ def _everything(
                     "pids": supervisor.pids(),
                 },
             )
-    except (RuntimeError, embedded.NotInstalled, OSError) as error:
-        raise click.ClickException(str(error)) from error
     finally:
         supervisor.stop()
 

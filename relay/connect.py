@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from relay.errors import DatabaseUnavailable, Misconfigured
 from relay.link import Durability, DurableLink, Link, SharedLink
+from relay.reasons import NO_TABLES
 from relay.stream.keys import MAX_SHARDS
 from relay.where import ELSEWHERE, Address, Where, spreads, where
 
@@ -192,15 +193,6 @@ def database(url: str, *, statement_s: float | None = None) -> psycopg2.extensio
         raise DatabaseUnavailable from error
 
 
-_DENIED = ("authentication failed", "no password supplied", "pg_hba.conf")
-"""What PostgreSQL, libpq or a pooler says where it does not let a user in: that has no code for us."""
-
-
-def denied(error: DatabaseUnavailable) -> bool:
-    """Whether PostgreSQL is there, and refuses the user or the password."""
-    return any(words in str(error.__cause__) for words in _DENIED)
-
-
 class Database:
     """Short reads and writes for the event loop: a few threads, a connection each, in autocommit.
 
@@ -248,7 +240,7 @@ class Database:
             if not reused:
                 raise DatabaseUnavailable from error
         except psycopg2.errors.UndefinedTable as error:
-            raise Misconfigured("The database has no tables yet; run `relay migrate`.") from error
+            raise Misconfigured(NO_TABLES) from error
         return self._run(work)
 
     def _connection(self) -> psycopg2.extensions.connection:

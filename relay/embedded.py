@@ -5,6 +5,7 @@ that is synced before each answer, so that what the relay acknowledged also surv
 """
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -13,6 +14,7 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
@@ -23,12 +25,36 @@ from relay.startup import EMBEDDED
 
 PASSWORD = "password"  # noqa: S105 - the name of a file
 
+LOCK = "lock"
+"""The file in the data directory that whoever runs on it has locked."""
+
 POSTGRES_USER = "embedded_postgres"
 """The account that PostgreSQL runs as where we are root: it refuses to run as root itself."""
 
 
 class NotInstalled(Exception):
     """The embedded servers are not there."""
+
+
+class InUse(Exception):
+    """Somebody else runs on the data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"Another `relay up` (or `relay demo`) is using {directory}; stop that one, or take another "
+            "directory with --data-dir."
+        )
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Keeps others out of the data directory; however we end, they may then come in. Raises InUse."""
+    with (directory / LOCK).open("w") as lock:  # the servers that we start do not inherit it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(directory) from None
+        yield
 
 
 def valkey(directory: Path) -> tuple[Part, str]:

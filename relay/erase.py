@@ -136,7 +136,7 @@ def _remove_rows(connect: Callable[[], Connection], run_id: str) -> int:
                 cursor.execute(f"DELETE FROM {table} WHERE run_id = %s", [run_id])  # noqa: S608
                 rows += cursor.rowcount
     except psycopg2.Error as error:
-        raise DatabaseUnavailable(f"PostgreSQL refused ({error.pgcode}); run the same again.") from error
+        raise DatabaseUnavailable from error
     finally:
         connection.close()
     return rows

@@ -28,7 +28,7 @@ REQUEST_S = 10.0
 POLL_S = 0.25
 """How long the end may take."""
 
-ADDRESS = r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
+ADDRESS = r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}"
 
 
 class Page(NamedTuple):

@@ -30,6 +30,11 @@ _ROOT = f"{Path(__file__).parents[1]}{os.sep}"
 _CALL = re.compile(r"[^\n(<]*")
 """Of what asyncio says, all before the task or the callback, which it quotes with its arguments."""
 
+_TRACEBACK = "Traceback (most recent call last):"
+"""From here on a message quotes an exception, with what that says."""
+
+_UNPREPARED = "nobody was prepared for this"
+
 
 def configure(format: Format, level: Level = "info") -> None:
     """For programs, once: what is logged from this level on, or not caught, goes to stderr in this format."""
@@ -37,6 +42,7 @@ def configure(format: Format, level: Level = "info") -> None:
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # a line for each of its own
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
@@ -75,7 +81,8 @@ def _message(record: logging.LogRecord) -> str:
     message = record.getMessage()
     if record.name == "asyncio" and (said := _CALL.match(message)):
         message = said.group()
-    return _escaped(message.strip())
+    message, quotes, _ = message.partition(_TRACEBACK)
+    return _escaped(message.strip()) or (_UNPREPARED if quotes else "")
 
 
 def _escaped(text: str) -> str:
@@ -87,6 +94,8 @@ def _escaped(text: str) -> str:
 def _errors(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
     """The exception, and what it came from: names and places. The innermost call comes first."""
     error = record.exc_info[1] if record.exc_info else None
+    if error is None and _TRACEBACK in record.getMessage():
+        error = sys.exception()  # some libraries log as text what they are just handling
     while error is not None:
         name = type(error).__name__
         calls = extract_tb(error.__traceback__)[::-1][:FRAMES]
@@ -101,4 +110,4 @@ def _errors(record: logging.LogRecord) -> Iterator[dict[str, Any]]:
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if error is None or issubclass(kind, KeyboardInterrupt | SystemExit):
         return
-    logging.getLogger("relay").critical("nobody was prepared for this", exc_info=(kind, error, trace))
+    logging.getLogger("relay").critical(_UNPREPARED, exc_info=(kind, error, trace))

@@ -1,29 +1,36 @@
 """What an operator can set, each with its reason. Read from the environment, never changed afterwards."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
     FilePath,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from relay.addresses import check_postgres, check_redis
 from relay.errors import Misconfigured
 from relay.listener import ADDRESS
 from relay.logs import Format, Level
 from relay.stream.entry import LARGEST_BODY
 from relay.stream.keys import MAX_SHARDS
-from relay.where import where
 
 _SIGNING_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{32,}={0,2}")
 _KEYS_URL = re.compile(r"https://|http://(127\.0\.0\.1|localhost)[:/]")
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?")
+
+
+PLAIN = ("REDIS_URL", "DATABASE_URL", "OTEL_EXPORTER_OTLP_ENDPOINT", "TELEMETRY_WEBHOOK_TOKEN")
+"""The variables without the prefix."""
 
 
 def _plain(name: str) -> AliasChoices:
@@ -31,9 +38,39 @@ def _plain(name: str) -> AliasChoices:
     return AliasChoices(name.lower(), name)
 
 
+def variable(field: str) -> str:
+    """The environment variable of a field, by the field's name or, where it has one, its alias."""
+    name = field.upper()
+    return name if name in PLAIN else f"RELAY_{name}"
+
+
 def explain(error: ValidationError) -> str:
-    """What is wrong with the settings, in a line, without their values."""
-    return f"The settings are not valid: {mistakes(error)}"
+    """What is wrong with the settings, in a line, by the names of variables and without their values."""
+    said = dict.fromkeys(_sentence(item["loc"], item) for item in error.errors())
+    return f"The settings are not valid: {'; '.join(said)}"
+
+
+def _sentence(loc: tuple[int | str, ...], item: Mapping[str, Any]) -> str:
+    name = variable(str(loc[0]))
+    cause = item.get("ctx", {}).get("error")
+    sentence = str(cause) if isinstance(cause, ValueError) else item["msg"]
+    return sentence if name in sentence else f"{name}: {sentence}"
+
+
+def shaped(pattern: str, form: str) -> AfterValidator:
+    """Text that has to match, whole. What it should look like is said in words, and not by the pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"It has to be {form}")
+        return text
+
+    return AfterValidator(check)
+
+
+Address = Annotated[str, shaped(ADDRESS, "`host:port`, such as 127.0.0.1:9464")]
+_Files = Annotated[str, shaped("[01],[0-9]", "`local,replicas`, such as 1,1 or 1,0")]
+_Endpoint = Annotated[str, shaped(r"(https?://[^\s/]\S*)?", "http://host:4318, or the same with https")]
 
 
 def mistakes(error: ValidationError) -> str:
@@ -57,7 +94,12 @@ def _names(value: Any) -> Any:
 class StoreSettings(BaseSettings):
     """Where the stores are: the same for every process of a deployment."""
 
-    model_config = SettingsConfigDict(frozen=True, env_prefix="RELAY_", extra="ignore")
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_prefix="RELAY_",
+        extra="ignore",
+        hide_input_in_errors=True,  # whoever prints one, it holds no secret
+    )
 
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
@@ -70,17 +112,15 @@ class StoreSettings(BaseSettings):
         validation_alias=_plain("DATABASE_URL"),
         description="The PostgreSQL that holds the archive, as a libpq URL.",
     )
-    waitaof: str | None = Field(
+    waitaof: _Files | None = Field(
         None,
-        pattern=r"^[01],[0-9]$",
         description="`local,replicas`: the files, the server's own and those of its replicas, that have to "
         "hold an event before it is acknowledged or archived. `1,1` where a replica may take over from a "
         "lost primary, `1,0` where the server syncs its file only every second.",
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: _Endpoint | None = Field(
         None,
         validation_alias=_plain("OTEL_EXPORTER_OTLP_ENDPOINT"),
-        pattern=r"^(https?://[^\s/]\S*)?$",
         description="Where traces go, by OTLP over HTTP: those of requests with a `traceparent`. Without it "
         "there are none, and nothing that makes them is loaded.",
     )
@@ -106,11 +146,12 @@ class StoreSettings(BaseSettings):
         "to have decided on each.",
     )
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "database_url")
     @classmethod
-    def _found(cls, url: SecretStr) -> SecretStr:
+    def _understood(cls, url: SecretStr, info: ValidationInfo) -> SecretStr:
+        check = check_redis if info.field_name == "redis_url" else check_postgres
         try:
-            where(url.get_secret_value(), 0)
+            check(url.get_secret_value())
         except Misconfigured as error:
             raise ValueError(str(error)) from None
         return url
@@ -119,9 +160,8 @@ class StoreSettings(BaseSettings):
 class Settings(StoreSettings):
     """The web service."""
 
-    ops_listen: str | None = Field(
+    ops_listen: Address | None = Field(
         None,
-        pattern=ADDRESS,
         description="`host:port` of the private listener, with /metrics, /readyz, /livez and /docs: for "
         "operators, never an address that users reach. Each worker takes a port of its own, the first free "
         "one from there on. Without it there is none.",

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -23,7 +23,8 @@ from pydantic import AliasChoices, SecretStr
 
 from relay.connect import database, persister_clients
 from relay.errors import DatabaseUnavailable, Insecure, Misconfigured, Unavailable
-from relay.settings import Check, StoreSettings, several
+from relay.reasons import known, why
+from relay.settings import Check, StoreSettings, several, variable
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Weakness(NamedTuple):
 
 
 class Away(Exception):
-    """A store does not answer."""
+    """A store could not be looked at; the message is a sentence that says why."""
 
 
 @contextmanager
@@ -78,8 +79,8 @@ def guard(settings: StoreSettings) -> Iterator[None]:
     """
     found = threading.Event()
     if away := refuse_insecure(settings):
-        log.warning("%s: not there yet, and looked at once it is", " and ".join(away))
-        threading.Thread(target=_look_later, args=[settings, found], daemon=True).start()
+        _warn(away)
+        threading.Thread(target=_look_later, args=[settings, found, away], daemon=True).start()
     try:
         yield
     finally:
@@ -87,9 +88,16 @@ def guard(settings: StoreSettings) -> Iterator[None]:
             raise SystemExit(1)
 
 
-def _look_later(settings: StoreSettings, found: threading.Event) -> None:
+def _warn(away: Iterable[str]) -> None:
+    for sentence in away:
+        log.warning("%s It is looked at again every %g s.", sentence, LATER_S)
+
+
+def _look_later(settings: StoreSettings, found: threading.Event, told: Sequence[str]) -> None:
     try:
-        while refuse_insecure(settings):
+        while away := refuse_insecure(settings):
+            _warn(sentence for sentence in away if sentence not in told)
+            told = away
             time.sleep(LATER_S)
         return
     except Misconfigured as error:
@@ -102,13 +110,13 @@ def _look_later(settings: StoreSettings, found: threading.Event) -> None:
 
 def refuse_insecure(settings: StoreSettings) -> list[str]:
     """Raises Insecure, with a sentence for each weakness that the settings do not allow, or Misconfigured
-    where a store's certificate is not trusted. Answers which stores could not be looked at."""
+    where a store's certificate is not trusted. Answers why stores could not be looked at, in sentences."""
     found, away = list(_secrets(settings)), []
-    for store, look in (("Redis", _redis), ("PostgreSQL", _postgres)):
+    for look in (_redis, _postgres):
         try:
             found += look(settings)
-        except Away:
-            away.append(store)
+        except Away as error:
+            away.append(str(error))
     _refuse(found, settings)
     return away
 
@@ -132,11 +140,11 @@ def _secrets(settings: StoreSettings) -> Iterator[Weakness]:
         value = getattr(settings, name)
         if isinstance(value, SecretStr) and name not in StoreSettings.model_fields:
             alias = field.validation_alias
-            variable = alias.choices[-1] if isinstance(alias, AliasChoices) else f"RELAY_{name.upper()}"
+            named = variable(str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
             each = (several(value) if name in SEVERAL else None) or [value.get_secret_value()]
-            if why := next(filter(None, map(_weakness, each)), None):
+            if wrong := next(filter(None, map(_weakness, each)), None):
                 yield Weakness(
-                    "secret", f"{variable} {why}; take a random one, such as `openssl rand -hex 32` prints."
+                    "secret", f"{named} {wrong}; take a random one, such as `openssl rand -hex 32` prints."
                 )
 
 
@@ -170,7 +178,7 @@ def _redis(settings: StoreSettings) -> Iterator[Weakness]:
         )
     except (redis.exceptions.RedisError, OSError) as error:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
-        raise Away from error
+        raise Away(known(error) or "Redis is not there yet.") from error
     else:
         yield from dict.fromkeys(weakness for info in found for weakness in _of_redis(info))
 
@@ -227,11 +235,10 @@ def _postgres(settings: StoreSettings) -> Iterator[Weakness]:
             by_socket = not connection.info.host or connection.info.host.startswith("/")
             cursor.execute("SHOW cluster_name")
             ((cluster,),) = cursor.fetchall()
-    except DatabaseUnavailable as error:
-        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
-        raise Away from error
-    except psycopg2.Error as error:
-        raise Away from error
+    except (DatabaseUnavailable, psycopg2.Error) as error:
+        cause = error if isinstance(error, psycopg2.Error) else error.__cause__
+        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", cause)
+        raise Away(known(cause) or "PostgreSQL is not there yet.") from error
     if not by_socket and not _asks_who_we_are(url):
         yield Weakness(
             "postgres-password",
@@ -255,14 +262,17 @@ def _asks_who_we_are(url: str) -> bool:
 
 
 @contextmanager
-def redis_by_hand() -> Iterator[None]:
-    """For a command that somebody typed: what Redis, or the way to it, has against it, as a RelayError that
+def stores_by_hand() -> Iterator[None]:
+    """For a command that somebody typed: what a store, or the way to it, has against it, as a RelayError that
     says what to do."""
     try:
         yield
     except redis.exceptions.RedisError as error:
         _certificate("Redis", "REDIS_URL", "ssl_ca_certs", error, NAMES_TOO)
-        raise Unavailable(f"Redis: {type(error).__name__}; run the same again.") from error
+        raise Unavailable(known(error) or f"{why(error)}; run the same again.") from error
+    except DatabaseUnavailable as error:
+        _certificate("PostgreSQL", "DATABASE_URL", "sslrootcert", error.__cause__)
+        raise Unavailable(known(error) or f"{why(error)}; run the same again.") from error
 
 
 def _certificate(store: str, variable: str, option: str, error: BaseException | None, more: str = "") -> None:

@@ -38,6 +38,9 @@ _COLUMNS = ", ".join(
 CONVERSATION = "SELECT user_id FROM conversations WHERE id = %(conversation_id)s"
 RUNS = "SELECT * FROM research_pipeline_runs WHERE conversation_id = %(conversation_id)s"
 
+_OURS = {"RELAY_CONVERSATION_SQL": "conversations", "RELAY_RUNS_SQL": "research_pipeline_runs"}
+"""Which table a setting stands for."""
+
 _LOOK_UP = """
     SELECT conversation.user_id, {columns}
     FROM ({conversation}) AS conversation
@@ -148,7 +151,8 @@ class Ownership:
         self._keys = [ShardKeys(shard) for shard in range(len(links))]
         self._cache_s = settings.access_cache_s
         self._known: OrderedDict[Hashable, tuple[float, asyncio.Future[list[Any]]]] = OrderedDict()
-        self._mapped = bool(settings.conversation_sql or settings.runs_sql)
+        mapped = zip(_OURS, (settings.conversation_sql, settings.runs_sql), strict=True)
+        self._mapped = [name for name, statement in mapped if statement]
         self._statement = _LOOK_UP.format(
             columns=_COLUMNS,
             conversation=settings.conversation_sql or CONVERSATION,
@@ -233,20 +237,30 @@ class Ownership:
             raise
 
     async def _query(self, conversation_id: int, run_id: str | None) -> list[Any]:
-        rows = await self._rows(self._statement, {"conversation_id": conversation_id, "run_id": run_id})
+        values = {"conversation_id": conversation_id, "run_id": run_id}
+        rows = await self._rows(self._statement, values, self._mapped)
         if run_id is not None and rows and rows[0][1] is not None:
             await self._remember(run_id, conversation_id, rows[0][0])
         return rows
 
-    async def _rows(self, statement: str, values: Mapping[str, Any]) -> list[Any]:
+    async def _rows(self, statement: str, values: Mapping[str, Any], mapped: Sequence[str] = ()) -> list[Any]:
+        """The rows of a statement that has what these settings say in it. Raises Misconfigured, which names
+        them where it does not fit the database."""
         try:
             return await self._database.rows(statement, values)
         except psycopg2.Error as error:
-            what = "RELAY_CONVERSATION_SQL and RELAY_RUNS_SQL" if self._mapped else "our own tables"
-            log.error("the statements about owners, of %s, failed: %s", what, error.pgcode)
-            raise Misconfigured(
-                "The server's statements about owners do not fit its database, or it may not read there."
-            ) from None
+            cause: BaseException | None = error
+        except Misconfigured as error:  # there is no such table
+            cause = error.__cause__
+            if not mapped or _misses_ours(cause, mapped):
+                raise
+        whose = " and ".join(mapped) or "our own tables"
+        code = cause.pgcode if isinstance(cause, psycopg2.Error) else None
+        log.error("the statements about owners, of %s, failed: %s", whose, code)
+        raise Misconfigured(
+            f"The server's statements about owners, of {whose}, do not fit its database, or it may not read "
+            "there."
+        )
 
     def _kept(self, run_id: str) -> tuple[SharedLink, str]:
         """Where in Redis, and under which key."""
@@ -271,6 +285,11 @@ class Ownership:
             return None
         conversation_id, user_id = owner.split(b":")
         return int(conversation_id), int(user_id)
+
+
+def _misses_ours(error: BaseException | None, mapped: Sequence[str]) -> bool:
+    """Whether the table that is not there is one of ours, which no setting stands for."""
+    return any(f'"{table}"' in str(error) for name, table in _OURS.items() if name not in mapped)
 
 
 def _claim(connection: Connection, values: dict[str, Any]) -> None:

@@ -158,9 +158,22 @@ def test_dead_letters_are_listed_shown_and_requeued(relay: Relay) -> None:
     assert (said["e"][:-SEAL_BYTES], said["reason"]) == ('{"text":"π"}', reason)
     requeued = command("persister", "dead-letters", "requeue", "--all", **stores(relay))
     assert (requeued.returncode, requeued.stdout) == (1, f"{key}\tthis version can not read it\n")
+    gone = command("persister", "dead-letters", "requeue", "0/1-1", **stores(relay))
+    assert gone.returncode == 1
+    assert gone.stdout.startswith("0/1-1\tthere is no such dead letter; where it was stored before")
     unknown = command("persister", "dead-letters", "show", "0/1-1", **stores(relay))
     assert unknown.returncode == 1
     assert "dead-letters list" in unknown.stderr
+
+
+def test_a_directory_is_for_one_at_a_time(relay: Relay, directory: Path) -> None:
+    log = directory / "relay" / "valkey" / "valkey.log"
+    before = log.read_text()
+    done = command("relay", "up", "--port", "0", "--data-dir", str(directory / "relay"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Another `relay up` (or `relay demo`) is using ")
+    assert log.read_text() == before, "nothing was opened"
+    assert relay.http.get("/livez").status_code == 200
 
 
 def test_the_demo_counts_what_arrived(place: Path) -> None:

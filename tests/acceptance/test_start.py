@@ -281,7 +281,7 @@ def test_the_programs_end_with_the_sentence_before_they_take_anything(
 def test_stores_that_are_away_do_not_keep_a_process_from_starting(safe: pytest.MonkeyPatch) -> None:
     safe.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     safe.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/none")
-    assert refuse_insecure(Settings()) == ["Redis", "PostgreSQL"]
+    assert refuse_insecure(Settings()) == ["Redis is not there yet.", "PostgreSQL is not there yet."]
 
 
 def test_a_store_that_comes_later_is_looked_at_then(
@@ -318,7 +318,7 @@ def test_a_name_that_is_no_check_is_a_sentence(safe: pytest.MonkeyPatch) -> None
     safe.setenv("RELAY_ALLOW_INSECURE", "everything")
     done = CliRunner().invoke(main, ["serve"])
     assert done.exit_code == 1
-    assert done.output.startswith("Error: The settings are not valid: allow_insecure")
+    assert done.output.startswith("Error: The settings are not valid: RELAY_ALLOW_INSECURE: ")
     assert all(check in done.output for check in EVERY_CHECK)
 
 

@@ -210,7 +210,7 @@ async def test_functions_that_a_persister_may_not_load_are_waited_for_and_called
         loop = Loop(bounded, archive, 0, Settings(persister_name="p"))
         thread = threading.Thread(target=loop.run)
         thread.start()
-        expected = "Redis lacks this version's functions, which this user may not load; run `relay migrate`."
+        expected = "Redis lacks this version's functions, which this user may not load; run `relay migrate`"
         wait_until(lambda: loop.figures.trouble == expected, "the persister to say so")
         client.function_load(functions.LIBRARY)
         wait_until(lambda: rows(servers.database_url) == ids, "the event")

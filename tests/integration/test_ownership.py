@@ -125,7 +125,9 @@ async def test_there_making_a_run_known_gives_nobody_a_right(database: Database,
             await Ownership(using, [link], Settings.model_validate(MAPPED)).check(OTHER, 1, "a")
 
 
-@pytest.mark.parametrize("broken", ["SELECT nothing", "SELEC", "SELECT owner FROM chats"])
+@pytest.mark.parametrize(
+    "broken", ["SELECT nothing", "SELEC", "SELECT owner FROM chats", "SELECT nope FROM nowhere"]
+)
 @pytest.mark.usefixtures("application")
 async def test_statements_that_do_not_fit_are_the_operator_s_to_mend(
     database: Database, link: SharedLink, broken: str, caplog: pytest.LogCaptureFixture
@@ -134,7 +136,22 @@ async def test_statements_that_do_not_fit_are_the_operator_s_to_mend(
     with pytest.raises(Misconfigured) as refused:
         await ownership.check(MINE, 1, "a")
     assert "RELAY_CONVERSATION_SQL" in caplog.text
+    assert "RELAY_CONVERSATION_SQL" in str(refused.value)
     assert broken not in caplog.text + str(refused.value)
+
+
+@pytest.mark.usefixtures("application")
+async def test_tables_of_our_own_that_are_not_there_are_no_mistake_in_a_setting(
+    servers: Servers, database: Database, link: SharedLink
+) -> None:
+    settings = Settings.model_validate({**MAPPED, "runs_sql": None})
+    with sql(servers.database_url) as cursor:
+        cursor.execute("ALTER TABLE research_pipeline_runs RENAME TO elsewhere")
+        try:
+            with pytest.raises(Misconfigured, match="run `relay migrate`"):
+                await Ownership(database, [link], settings).check(MINE, 1, "a")
+        finally:
+            cursor.execute("ALTER TABLE elsewhere RENAME TO research_pipeline_runs")
 
 
 async def test_tables_that_may_not_be_read_are_the_operator_s_to_mend(

@@ -13,7 +13,7 @@ from tests.conftest import Servers
 from tests.integration.conftest import publisher_to
 from tests.sql import sql
 
-PASSWORD = "Redis refuses the user or password of REDIS_URL"
+PASSWORD = "Redis refuses the user or password of REDIS_URL; check the user and password"
 
 
 async def test_a_wrong_password_is_no_store_that_is_away(servers: Servers) -> None:
@@ -26,7 +26,9 @@ async def test_a_wrong_password_is_no_store_that_is_away(servers: Servers) -> No
     services: Any = SimpleNamespace(links=[link], database=database, publisher=publisher)
     assert await app._redis(services) == PASSWORD
     assert await app._append(services) == PASSWORD
-    assert await app._postgres(services) == "PostgreSQL refuses the user or password of DATABASE_URL"
+    assert await app._postgres(services) == (
+        "PostgreSQL refuses the user or password of DATABASE_URL; check the user and password"
+    )
     await link.close()
     await publisher.close()
     database.close()

@@ -38,6 +38,8 @@ LAYERS = [
         "relay.connect",
         "relay.link",
         "relay.where",
+        "relay.addresses",
+        "relay.reasons",
         "relay.stream.calls",
         "relay.stream.group",
         "relay.stream.once",
@@ -67,6 +69,7 @@ LAYERS = [
 ]
 TOOLS, SIBLINGS = LAYERS[0], LAYERS[3]
 SHARED = {
+    "relay.reasons",
     "relay.connect",
     "relay.link",
     "relay.where",

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from traceback import format_exc
 from typing import Any
 
 import pytest
@@ -76,6 +77,23 @@ def test_what_asyncio_quotes_is_left_out() -> None:
     assert (
         json.loads(written(JsonLines(), called, name="asyncio"))["message"] == "Exception in callback answer"
     )
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines()])
+def test_a_traceback_that_a_library_logs_as_text_is_names_and_places_too(
+    formatter: logging.Formatter,
+) -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        line = written(formatter, format_exc())
+        also = written(formatter, f"it failed:\n{format_exc()}")
+    assert "nobody was prepared for this" in line
+    assert "it failed:" in also
+    for each in (line, also, written(formatter, f"Traceback (most recent call last):\n{SECRET}")):
+        assert SECRET not in each
+    assert "ValueError" in line
+    assert "ValueError" in also
 
 
 def test_what_is_below_the_level_is_not_written() -> None:
