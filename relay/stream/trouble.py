@@ -79,7 +79,9 @@ _REASONS: Mapping[type[BaseException], str] = {
     redis.exceptions.OutOfMemoryError: "the memory of Redis is full (`maxmemory`)",
     redis.exceptions.ReadOnlyError: "Redis is a replica, which only lets read",
     redis.exceptions.NoPermissionError: "the user of REDIS_URL may not append; see deploy/redis/users.acl",
-    redis.exceptions.AuthenticationError: "Redis refuses the user or password of REDIS_URL; check the user and password",
+    redis.exceptions.AuthenticationError: (
+        "Redis refuses the user or password of REDIS_URL; check the user and password"
+    ),
     redis.exceptions.BusyLoadingError: "Redis is still reading its file",
     redis.exceptions.AskError: "the shard is at another node of the cluster",
     redis.exceptions.ClusterDownError: "the cluster has no primary for the shard",
