@@ -76,60 +76,58 @@ def blind_user(url: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("words", [ERASE, LIST, MIGRATE, PRUNE], ids=lambda words: words[1][0])
-def test_a_wrong_password_of_redis_is_told(session_servers: Servers, words: Words) -> None:
-    told = said(words, session_servers._replace(redis_url=wrong(session_servers.redis_url)))
+def test_a_wrong_password_of_redis_is_told(servers: Servers, words: Words) -> None:
+    told = said(words, servers._replace(redis_url=wrong(servers.redis_url)))
     assert told.endswith("Redis refuses the user or password of REDIS_URL; check the user and password.")
 
 
 @pytest.mark.parametrize("words", [ERASE, MIGRATE, PRUNE], ids=lambda words: words[1][0])
 def test_a_postgresql_that_refuses_is_told_with_what_to_do(
-    session_servers: Servers, mere_role: str, words: Words
+    servers: Servers, mere_role: str, words: Words
 ) -> None:
     for url, what in (
-        (wrong(session_servers.database_url), "refuses the user or password of DATABASE_URL; check the user"),
-        (f"{session_servers.database_url}-none", "has no database of the name that is in DATABASE_URL"),
+        (wrong(servers.database_url), "refuses the user or password of DATABASE_URL; check the user"),
+        (f"{servers.database_url}-none", "has no database of the name that is in DATABASE_URL"),
         (NOBODY[1], "PostgreSQL does not answer; run the same again."),
         (mere_role, "The role in DATABASE_URL may not do that; use one that may, relay_operator"),
     ):
-        assert what in said(words, session_servers._replace(database_url=url))
+        assert what in said(words, servers._replace(database_url=url))
 
 
-def test_a_user_who_may_not_is_told_who_may(session_servers: Servers) -> None:
-    with blind_user(session_servers.redis_url) as url:
-        assert "use one who may, relay_operator" in said(LIST, session_servers._replace(redis_url=url))
+def test_a_user_who_may_not_is_told_who_may(servers: Servers) -> None:
+    with blind_user(servers.redis_url) as url:
+        assert "use one who may, relay_operator" in said(LIST, servers._replace(redis_url=url))
 
 
-def test_a_database_without_tables_is_told(session_servers: Servers, without_tables: str) -> None:
+def test_a_database_without_tables_is_told(servers: Servers, without_tables: str) -> None:
     for words in (ERASE, PRUNE):
-        told = said(words, session_servers._replace(database_url=without_tables))
+        told = said(words, servers._replace(database_url=without_tables))
         assert told == "The database has no tables yet; run `relay migrate`."
 
 
-def test_a_schema_of_another_version_is_told(session_servers: Servers) -> None:
-    with sql(session_servers.database_url) as cursor:
+def test_a_schema_of_another_version_is_told(servers: Servers) -> None:
+    with sql(servers.database_url) as cursor:
         cursor.execute("SELECT version_num FROM alembic_version")
         ((version,),) = cursor.fetchall()
         cursor.execute("UPDATE alembic_version SET version_num = '9999'")
         try:
-            assert "run a version that is as new" in said(MIGRATE, session_servers)
+            assert "run a version that is as new" in said(MIGRATE, servers)
         finally:
             cursor.execute("UPDATE alembic_version SET version_num = %s", [version])
 
 
 @pytest.mark.parametrize("form", ["host={0.hostname} port={0.port} user={0.username} password={0.password}"])
-def test_what_libpq_takes_besides_a_url_does_too(session_servers: Servers, form: str) -> None:
-    dsn = form.format(urlsplit(session_servers.database_url)) + " dbname=postgres"
-    done = CliRunner().invoke(*MIGRATE, env={"REDIS_URL": session_servers.redis_url, "DATABASE_URL": dsn})
+def test_what_libpq_takes_besides_a_url_does_too(servers: Servers, form: str) -> None:
+    dsn = form.format(urlsplit(servers.database_url)) + " dbname=postgres"
+    done = CliRunner().invoke(*MIGRATE, env={"REDIS_URL": servers.redis_url, "DATABASE_URL": dsn})
     assert done.exit_code == 0, done.output
 
 
 def test_stores_that_refuse_at_the_start_are_not_just_away(
-    monkeypatch: pytest.MonkeyPatch, session_servers: Servers, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, servers: Servers, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RELAY_ALLOW_INSECURE", "embedded")
-    refusing = Settings(
-        redis_url=wrong(session_servers.redis_url), database_url=wrong(session_servers.database_url)
-    )
+    refusing = Settings(redis_url=wrong(servers.redis_url), database_url=wrong(servers.database_url))
     away = refuse_insecure(refusing)
     assert [sentence.partition(" of ")[0] for sentence in away] == [
         "Redis refuses the user or password",
