@@ -268,6 +268,7 @@ class Hub:
     def __init__(self) -> None:
         self._runs: dict[str, set[Viewer]] = {}
         self._slices: list[set[Viewer]] = [set() for _ in range(SLICES)]
+        self._turn = 0
         self._followers: set[Follower] = set()
         self.watched = asyncio.Event()
 
@@ -332,10 +333,11 @@ class Hub:
     async def keep_alive(self, period_s: float) -> NoReturn:
         """Sends every viewer a comment once a period, for ever, or wakes it where its time is over."""
         while True:
-            for slice in self._slices:
-                await asyncio.sleep(period_s / SLICES)
-                now = time.time()
-                for viewer in slice:
-                    viewer.keep_alive()
-                    if viewer.expires <= now:
-                        viewer.wake(Wake.EXPIRED)
+            await asyncio.sleep(period_s / SLICES)
+            # Kept beside the task: where that is started again, it is the next slice's turn.
+            self._turn = (self._turn + 1) % SLICES
+            now = time.time()
+            for viewer in self._slices[self._turn]:
+                viewer.keep_alive()
+                if viewer.expires <= now:
+                    viewer.wake(Wake.EXPIRED)

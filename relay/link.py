@@ -6,7 +6,7 @@ database. Then its transport is ours: commands are written to it as they are, an
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from redis._parsers import BaseParser
 
 from relay import metrics
 from relay.errors import OutcomeUnknown
-from relay.sharing import Sharing
+from relay.sharing import noticed
 from relay.where import ELSEWHERE, Address
 
 log = logging.getLogger(__name__)
@@ -260,10 +260,6 @@ class DurableLink(Link):
         return OutcomeUnknown()
 
 
-Question = tuple[str | int, ...]
-"""The words of a command."""
-
-
 class SharedLink:
     """One connection for the short reads of many, whoever and however many they are.
 
@@ -271,30 +267,42 @@ class SharedLink:
     once. An answer is never older than its question.
     """
 
+    ROUND = 100
+    """Questions in one round: what comes in later does not wait for too many others, and that many answers
+    at most are in memory."""
+
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._questions: dict[Question, None] = {}
-        """Of the next round, in their order."""
-        self._rounds = Sharing[None, Mapping[Question, Any]]()
+        self._waiting: dict[Sequence[str | int], asyncio.Future[Any]] = {}
+        self._asking: asyncio.Task[None] | None = None
 
     async def ask(self, *words: str | int) -> Any:
         """What the server answers. Raises a redis error."""
-        self._questions[words] = None
-        reply = (await self._rounds.ask(None, self._round))[words]
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+        answer = self._waiting.get(words)
+        if answer is None:
+            answer = self._waiting[words] = asyncio.get_running_loop().create_future()
+            answer.add_done_callback(noticed)
+            if self._asking is None:
+                self._asking = asyncio.create_task(self._ask_all())
+        return await asyncio.shield(answer)
 
-    async def _round(self) -> Mapping[Question, Any]:
-        questions, self._questions = list(self._questions), {}
+    async def _ask_all(self) -> None:
+        """Rounds until nobody waits."""
         try:
-            replies = await self._replies(questions) if questions else ()
-        except Exception as error:  # those who ask are prepared for redis errors
-            log.exception("nobody was prepared for this")
-            raise redis.exceptions.ConnectionError("there was no reply") from error
-        return dict(zip(questions, replies, strict=True))
+            while self._waiting:
+                questions = list(self._waiting)[: self.ROUND]
+                answers = [self._waiting.pop(question) for question in questions]
+                try:
+                    replies = await self._replies(questions)
+                except Exception:  # those who ask are prepared for redis errors
+                    log.exception("nobody was prepared for this")
+                    replies = [redis.exceptions.ConnectionError("there was no reply")] * len(questions)
+                for answer, reply in zip(answers, replies, strict=True):
+                    resolve(answer, reply)
+        finally:
+            self._asking = None
 
-    async def _replies(self, questions: Sequence[Question]) -> Sequence[Any]:
+    async def _replies(self, questions: Sequence[Sequence[str | int]]) -> Sequence[Any]:
         """The replies, or errors. Asks twice, since the connection may have died unnoticed, or somebody else
         taken over, and reads can be repeated."""
         for last in (False, True):
@@ -312,5 +320,6 @@ class SharedLink:
         raise AssertionError("the last attempt returns")
 
     async def close(self) -> None:
-        await self._rounds.ask(None, self._round)  # after the one that is under way
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
         await self._link.drop()

@@ -26,7 +26,7 @@ class Sharing(Generic[K, T]):
         answer = self._waiting.get(key)
         if answer is None:
             answer = self._waiting[key] = asyncio.get_running_loop().create_future()
-            answer.add_done_callback(_noticed)
+            answer.add_done_callback(noticed)
             if key not in self._working:
                 self._working[key] = asyncio.create_task(self._work(key, make))
         return await asyncio.shield(answer)
@@ -52,7 +52,7 @@ def _told(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else Unavailable("This was given up; ask again.")
 
 
-def _noticed(answer: asyncio.Future[Any]) -> None:
+def noticed(answer: asyncio.Future[Any]) -> None:
     """Keeps asyncio from complaining about errors that nobody waits for any more."""
     if not answer.cancelled():
         answer.exception()

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -59,12 +59,18 @@ def watch(
                         yield None if event.id == before else int(event.id), message
                         if message["type"] == "complete":
                             return
-            except httpx.UnsupportedProtocol as error:
-                raise NotAdmitted("The address must begin with http:// or https://.") from error
+            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+                raise NotAdmitted(_MISTAKES[type(error)]) from None  # the latter quotes the token
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 if not told:
                     away(_trouble(url, error))
                 told = True
+
+
+_MISTAKES: Mapping[type[Exception], str] = {
+    httpx.UnsupportedProtocol: "The address must begin with http:// or https://.",
+    httpx.LocalProtocolError: "The token holds a character that no token has.",
+}
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -182,4 +182,6 @@ class ConversationViewing(Viewing):
             return None
         frames = [made for record in page.records if (made := frame(record))]
         await self.write(b"".join(self._follower.blocks(frames)))
+        if page.records:  # of which the last ones may show nothing
+            self._follower.positions[shard] = page.records[-1].id
         return page.more

@@ -334,18 +334,17 @@ class _Lane:
             async with asyncio.timeout(self._deadline_s):
                 await once.connect(link)
                 await work(link)
-        except (TimeoutError, RelayError) as error:
+        except Exception as error:  # whatever it is: to be known, and not to go further
             self.trouble.failed(error)
             raise NotStored from error
-        else:
-            self.trouble.over()
         finally:
             self._rest(link)
 
     async def _try(self, link: Link) -> None:
         """Appends nothing, which does not tell whether there is a log."""
+        await self._append(link, ())
         if await once.call(link, command("EXISTS", self._keys.log)):
-            await self._append(link, ())
+            self.trouble.tried()
         else:
             await self._open(link)
 
@@ -356,6 +355,7 @@ class _Lane:
         except (DatabaseUnavailable, Misconfigured) as error:  # or it has no tables yet
             raise NotStored from error
         await once.call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
+        self.trouble.over()
 
     async def close(self) -> None:
         """Gives up the connections, once all that was submitted is answered."""

@@ -156,9 +156,9 @@ class Replay:
         """The highest id that the shard's log ever held, or START. Raises Unavailable."""
         try:
             info = await self._links[shard].ask("XINFO", "STREAM", self._keys[shard].log)
-        except redis.exceptions.ResponseError:
-            return START  # there is no log
         except (redis.exceptions.RedisError, OSError) as error:
+            if "no such key" in str(error):
+                return START
             raise Unavailable(NO_LOG) from error
         newest = top_of(info)
         return event_id(newest, shard) if newest.ms >= EPOCH_MS else START

@@ -42,6 +42,11 @@ class Trouble:
             log.error("shard %d: events can not be stored: %s", self._shard, reason)
         self.reason = reason
 
+    def tried(self) -> None:
+        """One without an event succeeded, which does not show that writes would be let in, or be kept."""
+        if not self.ever_stored or self.reason not in _BY_WRITES:
+            self.over()
+
     def over(self) -> None:
         """One succeeded."""
         if self.reason in self._said:
@@ -99,3 +104,11 @@ _WORDS: Mapping[str, str] = {
     "WRONGTYPE": "a key of the relay in Redis holds something else; see who else writes to `relay:*`",
 }
 """By what the answer of a server has in it."""
+
+_BY_WRITES = {
+    _DEFAULT,
+    _REASONS[redis.exceptions.NoPermissionError],
+    _WORDS["ACL failure"],
+    _WORDS["WRONGTYPE"],
+}
+"""What is found only where something is written."""

@@ -6,20 +6,25 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
-from relay.stream.keys import StreamId, event_id, shard_of_run
+from relay.settings import Settings
+from relay.stream.entry import NewEvent
+from relay.stream.keys import ShardKeys, StreamId, event_id, shard_of_run
 from tests.acceptance.running import CLIENT, EVENTS, USER, Relay, Viewer, relay_up, viewer
-from tests.factories import new_run_id, progress
+from tests.factories import entry, new_run_id, progress
 from tests.sql import sql
 from tests.waiting import wait_until
 
 conversations = itertools.count(1000)
 SHARDS = 3
+REPLAY_PAGE = Settings.model_fields["replay_page"].default
 
 
 @pytest.fixture
@@ -298,3 +303,23 @@ def test_a_stream_ends_where_the_conversation_becomes_another_s(service: Relay, 
     watching.ended()
     again = CLIENT.get(f"{service.url}/conversations/{conversation}/events", headers=viewer())
     assert again.status_code == 403
+
+
+def test_events_that_this_version_shows_to_nobody_hold_up_none(relay: Relay, conversation: int) -> None:
+    """A page of them moves the place as any other does."""
+    (run_id,) = claim(relay, conversation, 1)
+    send(relay, [run_id], 1)
+    first = follow(relay, conversation)
+    first.wait(1)
+    position = first.cut()
+    keys = ShardKeys(0)
+    unheard_of = entry(NewEvent(run_id, "unheard_of", b"{}"))
+    with closing(redis.Redis.from_url(relay.redis_url)) as client, client.pipeline() as both:
+        for _ in range(REPLAY_PAGE):
+            both.xadd(keys.run(run_id), unheard_of)
+        both.execute()
+    send(relay, [run_id], 1)
+    second = follow(relay, conversation, position)
+    sent = archived(relay, conversation, run_id, 2)
+    wait_until(lambda: seen(first, second)[run_id] == sent, "the event behind them")
+    second.cut()

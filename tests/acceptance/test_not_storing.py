@@ -83,7 +83,7 @@ def worker(place: Path, session_servers: Servers) -> Iterator[Worker]:
 
 
 def test_a_worker_that_can_not_store_says_why_until_it_can(worker: Worker) -> None:
-    worker.becomes(503, "unavailable", NO_TABLES)  # nobody has sent anything yet
+    worker.becomes(503, "unavailable", NO_FUNCTIONS)  # nobody has sent anything yet
     assert worker.post().status_code == 503
     redis_url, database_url = worker.stores
     migrate.upgrade(database_url)

@@ -21,6 +21,7 @@ from relay.history import (
     get_latest_paper_generation_event,
     list_paper_generation_events,
 )
+from relay.link import SharedLink
 from relay.stream.entry import NewEvent, Record
 from relay.stream.keys import START, ShardKeys, created_at
 from relay.stream.publish import Publisher
@@ -268,6 +269,19 @@ async def test_a_log_that_is_away_is_no_end_of_the_events(database: Database) ->
     with pytest.raises(Unavailable):
         await Replay([client], History(database), AT_ONCE).after(RUN, 5, USER)
     await client.close()
+
+
+class Elsewhere(SharedLink):
+    """A node that has given the shard away."""
+
+    async def ask(self, *words: str | int) -> Any:
+        raise redis.exceptions.ResponseError("MOVED 13907 127.0.0.1:6379")
+
+
+async def test_a_log_that_is_at_another_node_is_not_taken_for_none(database: Database) -> None:
+    link = Elsewhere(connect.tail_link("redis://127.0.0.1:1/0"))
+    with pytest.raises(Unavailable):
+        await Replay([link], History(database), AT_ONCE).top(0)
 
 
 async def test_history_is_read_in_pages_however_long_it_is(

@@ -1,8 +1,10 @@
 """The hand-over from replay to live, and what happens to viewers that do not read."""
 
 import asyncio
+import contextlib
 import json
 import time
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -169,6 +171,18 @@ async def test_keep_alives_reach_everybody_once_a_period_but_never_in_a_block(hu
     beating.cancel()
     assert wires[0].written == [], "it is replaying"
     assert {data for wire in wires for data in wire.written} == {KEEP_ALIVE, chunk(KEEP_ALIVE)}
+
+
+async def test_keep_alives_go_on_behind_a_viewer_that_breaks_them(hub: Hub) -> None:
+    wires = [Wire() for _ in range(SLICES)]
+    for wire in wires:
+        new_viewer(hub, wire).release()
+    broken = Mock(side_effect=RuntimeError)
+    wires[3].write = broken  # type: ignore[method-assign]
+    while not all(wire.written for wire in wires if wire is not wires[3]):
+        with contextlib.suppress(RuntimeError, TimeoutError):
+            await asyncio.wait_for(hub.keep_alive(0.0), 0.01)
+    assert broken.called
 
 
 async def test_everybody_gets_the_same_bytes(hub: Hub) -> None:

@@ -62,3 +62,20 @@ def test_one_reason_floods_no_log_however_often_it_comes_and_goes(
     now += QUIET_S
     trouble.failed(TimeoutError())
     assert caplog.messages == [*both, both[0]]
+
+
+def test_an_append_of_nothing_does_not_show_that_writes_are_kept() -> None:
+    trouble = Trouble(0)
+    trouble.over()
+    trouble.failed(OutcomeUnknown())
+    trouble.tried()
+    assert "RELAY_WAITAOF" in str(trouble.reason)
+    trouble.over()
+    assert trouble.reason is None
+
+
+def test_a_process_that_never_stored_is_let_try() -> None:
+    trouble = Trouble(0)
+    trouble.failed(OutcomeUnknown())
+    trouble.tried()
+    assert trouble.reason is None

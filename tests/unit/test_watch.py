@@ -1,5 +1,6 @@
 """`relay tail` where the relay is away."""
 
+import socket
 from collections.abc import Iterator
 from functools import partial
 
@@ -53,6 +54,15 @@ def test_what_is_no_relay_is_not_asked_again(answers: list[httpx.Response | None
     refused = tail()
     assert refused.exit_code == 1
     assert "The answer is 404, and not from a relay" in refused.stderr
+
+
+def test_a_token_that_no_header_can_hold_is_not_quoted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        words = ["tail", "1", "run-1", "--url", url, "--token", "SECRET\r"]
+        refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 1
+    assert refused.stderr == "Error: The token holds a character that no token has.\n"
 
 
 def test_what_is_no_address_is_not_asked_again() -> None:
