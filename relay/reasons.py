@@ -13,15 +13,18 @@ _BY_STATE = {
     "42703": "The tables are of an older version; run `relay migrate`.",
     "42501": "The role in DATABASE_URL may not do that; use one that may, relay_operator for commands.",
 }
+_REDIS_CREDENTIALS = "Redis refuses the user or password of REDIS_URL; check the user and password."
 _CREDENTIALS = "PostgreSQL refuses the user or password of DATABASE_URL; check the user and password."
 _NO_DATABASE = "PostgreSQL has no database of the name that is in DATABASE_URL; check the name, or create it."
 _BY_HOST = "PostgreSQL lets nobody in from this machine, or only otherwise; check its pg_hba.conf."
+_OPTION = "DATABASE_URL has an option that is not understood, or its value is not; check what follows its ?."
 
 _AT_CONNECTING = {
     "authentication failed": _CREDENTIALS,
     "no password supplied": _CREDENTIALS,
     "is not permitted to log in": _CREDENTIALS,
     "pg_hba.conf": _BY_HOST,
+    "invalid ": _OPTION,
 }
 """By what is in the words of the server, or of libpq: there is no code for what ends a connection."""
 
@@ -29,7 +32,7 @@ _AT_CONNECTING = {
 def known(error: BaseException | None) -> str | None:
     """What to do about an error of a store, where trying again does not help, or not that alone."""
     if isinstance(error, redis.exceptions.AuthenticationError):
-        return "Redis refuses the user or password of REDIS_URL; check the user and password."
+        return _REDIS_CREDENTIALS
     if isinstance(error, redis.exceptions.NoPermissionError):
         return "The user in REDIS_URL may not do that; use one who may, relay_operator for commands."
     if isinstance(error, DatabaseUnavailable):
@@ -50,8 +53,9 @@ def why(error: Exception) -> str:
     """The same for who tries again anyway: at least who it was, and without a full stop."""
     if isinstance(error, RelayError):
         return (known(error) or _unknown(error)).removesuffix(".")
-    refused = isinstance(error, redis.exceptions.AuthenticationError)
-    return (known(error) or "").removesuffix(".") if refused else f"Redis: {type(error).__name__}"
+    if isinstance(error, redis.exceptions.AuthenticationError):
+        return _REDIS_CREDENTIALS.removesuffix(".")
+    return f"Redis: {type(error).__name__}"
 
 
 def _unknown(error: RelayError) -> str:

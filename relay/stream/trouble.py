@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import redis.exceptions
 
 from relay.errors import DatabaseUnavailable, Misconfigured, NotStored, RelayError
+from relay.reasons import why
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def reason_of(error: BaseException) -> str:
 
 def _known(error: BaseException) -> str | None:
     if isinstance(error, (Misconfigured, DatabaseUnavailable)):
-        return f"a log has to be made, above all ids that the archive has: {error}"
+        return f"a log has to be made, above all ids that the archive has: {why(error)}"
+    if isinstance(error, redis.exceptions.AuthenticationError):
+        return why(error)
     for kind, reason in _REASONS.items():
         if isinstance(error, kind):
             return reason
@@ -84,9 +87,6 @@ _REASONS: Mapping[type[BaseException], str] = {
     redis.exceptions.OutOfMemoryError: "the memory of Redis is full (`maxmemory`)",
     redis.exceptions.ReadOnlyError: "Redis is a replica, which only lets read",
     redis.exceptions.NoPermissionError: "the user of REDIS_URL may not append; see deploy/redis/users.acl",
-    redis.exceptions.AuthenticationError: (
-        "Redis refuses the user or password of REDIS_URL; check the user and password"
-    ),
     redis.exceptions.BusyLoadingError: "Redis is still reading its file",
     redis.exceptions.AskError: "the shard is at another node of the cluster",
     redis.exceptions.ClusterDownError: "the cluster has no primary for the shard",

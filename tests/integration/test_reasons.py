@@ -89,6 +89,7 @@ def test_a_postgresql_that_refuses_is_told_with_what_to_do(
         (wrong(servers.database_url), "refuses the user or password of DATABASE_URL; check the user"),
         (f"{servers.database_url}-none", "has no database of the name that is in DATABASE_URL"),
         (NOBODY[1], "PostgreSQL does not answer; run the same again."),
+        (f"{servers.database_url}?sslmode=foo", "DATABASE_URL has an option that is not understood, or its"),
         (mere_role, "The role in DATABASE_URL may not do that; use one that may, relay_operator"),
     ):
         assert what in said(words, servers._replace(database_url=url))

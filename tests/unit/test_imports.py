@@ -43,6 +43,7 @@ LAYERS = [
         "relay.stream.calls",
         "relay.stream.group",
         "relay.stream.once",
+        "relay.stream.trouble",
         "relay.settings",
         "relay.startup",
         "relay.program",
@@ -53,7 +54,6 @@ LAYERS = [
     },
     {
         "relay.stream.keys",
-        "relay.stream.trouble",
         "relay.stream.entry",
         "relay.stream.functions",
         "relay.events",
