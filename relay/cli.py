@@ -26,7 +26,7 @@ from relay.connect import database, persister_clients
 from relay.errors import RelayError
 from relay.processes import Part, Supervisor
 from relay.program import Program
-from relay.settings import Settings, explain
+from relay.settings import Settings, explain, variable
 from relay.startup import EVERY_CHECK, guard, refuse_weak, stores_by_hand
 from relay.stream.keys import RUN_ID
 
@@ -152,28 +152,22 @@ def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
     if run is not None and user is None:
         if not re.fullmatch(RUN_ID, run):
             raise click.BadParameter("A run is called 1 to 128 of A-Z a-z 0-9 . _ : -", param_hint="--run")
-        click.echo(_run_token(settings, run))
+        click.echo(mint_run_token(_secret(settings, "run_token_secret"), run))
     elif user is not None and run is None:
-        click.echo(_viewer_token(settings, user, ttl))
+        audience, issuer = settings.viewer_audience, settings.viewer_issuer
+        secret = _secret(settings, "viewer_secret")
+        click.echo(mint_viewer_token(secret, user, ttl, audience=audience, issuer=issuer))
     else:
         raise click.UsageError("Say whose token: either --user or --run.")
 
 
-def _run_token(settings: Settings, run: str) -> str:
-    """Not with a secret that the service does not start with: this token does not expire."""
-    secret = _secret("RELAY_RUN_TOKEN_SECRET", settings.run_token_secret)
-    refuse_weak(settings, "run_token_secret")
-    return mint_run_token(secret, run)
-
-
-def _viewer_token(settings: Settings, user: int, ttl: int) -> str:
-    return mint_viewer_token(
-        _secret("RELAY_VIEWER_SECRET", settings.viewer_secret),
-        user,
-        ttl,
-        audience=settings.viewer_audience,
-        issuer=settings.viewer_issuer,
-    )
+def _secret(settings: Settings, name: str) -> str:
+    """What the service makes sure of with it; not one that it would not start with."""
+    secret: SecretStr | None = getattr(settings, name)
+    if secret is None:
+        raise click.ClickException(f"Set {variable(name)} to the secret that the service uses.")
+    refuse_weak(settings, name)
+    return secret.get_secret_value()
 
 
 def _log_for_people(level: logs.Level = "info") -> None:
@@ -182,12 +176,6 @@ def _log_for_people(level: logs.Level = "info") -> None:
     os.environ.setdefault("RELAY_LOG_LEVEL", level)
     settings = _settings()
     logs.configure(settings.log_format, settings.log_level)
-
-
-def _secret(name: str, secret: SecretStr | None) -> str:
-    if secret is None:
-        raise click.ClickException(f"Set {name} to the secret that the service uses.")
-    return secret.get_secret_value()
 
 
 @main.command()

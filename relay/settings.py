@@ -70,6 +70,13 @@ def shaped(pattern: str, form: str) -> AfterValidator:
 
 Address = Annotated[str, shaped(ADDRESS, "`host:port`, such as 127.0.0.1:9464")]
 _Files = Annotated[str, shaped("[01],[0-9]", "`local,replicas`, such as 1,1 or 1,0")]
+_Statement = Annotated[
+    str,
+    shaped(
+        r"([^%]|%%|%\(conversation_id\)s)*",
+        "a statement whose only parameter is %(conversation_id)s, and which has %% for any other %",
+    ),
+]
 _Endpoint = Annotated[str, shaped(r"(https?://[^\s/]\S*)?", "http://host:4318, or the same with https")]
 
 
@@ -209,12 +216,12 @@ class Settings(StoreSettings):
         description="Origins of pages, `https://app.example.com`, separated by blanks, that may read with a "
         "script, and that the cookie is taken from. A page of the relay's own origin needs no entry.",
     )
-    conversation_sql: str | None = Field(
+    conversation_sql: _Statement | None = Field(
         None,
         description="Where an application has its own tables: a SELECT of `user_id` for "
         "`%(conversation_id)s`. One statement, since a user's right is checked with it.",
     )
-    runs_sql: str | None = Field(
+    runs_sql: _Statement | None = Field(
         None,
         description="The same for the runs of `%(conversation_id)s`: a SELECT of `run_id`, `status`, "
         "`error_message`, `created_at`, `finished_at` and `last_heartbeat_at`.",

@@ -11,6 +11,9 @@ from httpx_sse import connect_sse
 from relay.errors import RelayError
 
 RECONNECT_S = 1.0
+TOO_MANY = 429
+"""What is answered where there is no room now, and may be later."""
+
 IDLE_S = 60.0
 """Four keep-alives: a connection that is silent for longer is dead."""
 
@@ -45,7 +48,7 @@ def watch(
                     status = source.response.status_code
                     if status == 204:
                         return
-                    if 400 <= status < 500:
+                    if 400 <= status < 500 and status != TOO_MANY:
                         source.response.read()
                         raise NotAdmitted(_refusal(source.response))
                     source.response.raise_for_status()
@@ -59,8 +62,8 @@ def watch(
                         yield None if event.id == before else int(event.id), message
                         if message["type"] == "complete":
                             return
-            except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
-                raise NotAdmitted(_MISTAKES[type(error)]) from None  # the latter quotes the token
+            except tuple(_MISTAKES) as error:
+                raise NotAdmitted(_MISTAKES[type(error)]) from None  # the words may quote the token
             except (httpx.TransportError, httpx.HTTPStatusError) as error:
                 if not told:
                     away(_trouble(url, error))
@@ -68,6 +71,7 @@ def watch(
 
 
 _MISTAKES: Mapping[type[Exception], str] = {
+    httpx.InvalidURL: "The address is none; check what follows http:// or https://.",
     httpx.UnsupportedProtocol: "The address must begin with http:// or https://.",
     httpx.LocalProtocolError: "The token holds a character that no token has.",
 }

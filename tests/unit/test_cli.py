@@ -32,22 +32,28 @@ async def test_a_viewer_s_token_is_for_the_audience_that_the_service_asks_for(tm
     assert (await Viewers(settings).check(made.output.strip())).user_id == 7
 
 
-def test_a_run_s_token_is_not_made_with_a_secret_that_the_service_does_not_start_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "name"), [("--run=run-1", "RELAY_RUN_TOKEN_SECRET"), ("--user=7", "RELAY_VIEWER_SECRET")]
+)
+def test_no_token_is_made_with_a_secret_that_the_service_does_not_start_with(
+    tmp_path: Path, option: str, name: str
+) -> None:
     for weak in ("short", "0" * 32, f"{SECRET} old"):
-        refused = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=weak)
+        refused = token(tmp_path, option, **{name: weak})
         assert refused.exit_code == 1
-        assert refused.output.startswith("Error: RELAY_RUN_TOKEN_SECRET ")
+        assert refused.output.startswith(f"Error: {name} ")
         assert "openssl rand -hex 32" in refused.output
         assert weak not in refused.output
-    wanted = {"RELAY_ALLOW_INSECURE": "secret", "TELEMETRY_WEBHOOK_TOKEN": "short"}
-    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET="short", **wanted)
-    assert made.output == mint_run_token("short", "run-1") + "\n"
-
-
-def test_a_run_s_token_asks_nothing_of_other_secrets(tmp_path: Path) -> None:
-    others = {"TELEMETRY_WEBHOOK_TOKEN": "short", "RELAY_VIEWER_SECRET": "short"}
-    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET=SECRET, **others)
+    made = token(tmp_path, option, RELAY_ALLOW_INSECURE="secret", **{name: "0" * 32})
     assert made.exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--run=run-1", "--user=7"])
+def test_a_token_asks_nothing_of_other_secrets(tmp_path: Path, option: str) -> None:
+    names = ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRET")
+    secrets = dict.fromkeys(names, "short")
+    secrets["RELAY_RUN_TOKEN_SECRET" if "run" in option else "RELAY_VIEWER_SECRET"] = SECRET
+    assert token(tmp_path, option, **secrets).exit_code == 0
 
 
 def test_a_run_s_token_is_made_with_the_first_secret(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from relay.auth import Run
+from relay.settings import Settings
 from relay.stream.keys import START, StreamId, event_id
 
 
@@ -47,3 +49,13 @@ def test_what_is_not_archived_yet_counts_unless_the_run_is_over() -> None:
     assert run("pending", None).shown(news, START, 300)["status"] == "running"
     assert run("running", 1000).shown(news, START, 300)["stale"] is False
     assert run("cancelled", None).shown(news, START, 300)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("setting", ["conversation_sql", "runs_sql"])
+def test_a_percent_sign_that_means_nothing_is_told_at_the_start(setting: str) -> None:
+    says = "SELECT owner AS user_id FROM chats WHERE id = %(conversation_id)s AND {}"
+    for broken in ("name LIKE 'a%'", "id = %(run_id)s", "id = %s"):
+        with pytest.raises(ValidationError, match=r"has %% for any other %"):
+            Settings.model_validate({setting: says.format(broken)})
+    whole = says.format("name LIKE 'a%%'")
+    assert getattr(Settings.model_validate({setting: whole}), setting) == whole

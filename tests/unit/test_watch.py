@@ -65,7 +65,21 @@ def test_a_token_that_no_header_can_hold_is_not_quoted() -> None:
     assert refused.stderr == "Error: The token holds a character that no token has.\n"
 
 
-def test_what_is_no_address_is_not_asked_again() -> None:
-    refused = tail("relay.example.org")
+def test_one_who_finds_no_room_asks_again(answers: list[httpx.Response | None]) -> None:
+    answers += [httpx.Response(429), httpx.Response(204)]
+    shown = tail()
+    assert shown.exit_code == 0
+    assert shown.stderr == "relay answers 429; trying again ...\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("relay.example.org", "The address must begin with http:// or https://."),
+        ("http://relay.example.org:port", "The address is none; check what follows http:// or https://."),
+    ],
+)
+def test_what_is_no_address_is_not_asked_again(url: str, said: str) -> None:
+    refused = tail(url)
     assert refused.exit_code == 1
-    assert "must begin with http://" in refused.stderr
+    assert refused.stderr == f"Error: {said}\n"
