@@ -34,8 +34,12 @@ def per_delivery(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
 
 
 def per_row(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    rounds = range(min(sizes.rounds, 2))
-    return {size: [1e6 / archive.drain(lab, size) for _ in rounds] for size in sizes.backlog_steps}
+    """In turn: a machine that is slower a minute later is so for all sizes."""
+    costs: dict[int, list[float]] = {size: [] for size in sizes.backlog_steps}
+    for _ in range(min(sizes.rounds, 2)):
+        for size, figures in costs.items():
+            figures.append(1e6 / archive.drain(lab, size))
+    return costs
 
 
 def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
