@@ -75,8 +75,8 @@ class _Replies(asyncio.Protocol):
         self._replies: list[Any] = []
         self._count = 0
         self._done: Answered | None = None
-        self._late: asyncio.TimerHandle | None = None
-        self._within_s = 0.0
+        self._within_s = self._due = 0.0
+        self._clock: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.lost: Exception | None = None
         """Why nothing can be asked any more."""
@@ -91,7 +91,9 @@ class _Replies(asyncio.Protocol):
     def expect(self, count: int, done: Answered, within_s: float) -> None:
         """`done` gets the list of that many replies, of which each has that long to come."""
         self._replies, self._count, self._done, self._within_s = [], count, done, within_s
-        self._late = self._loop.call_later(within_s, self.late)
+        self._due = self._loop.time() + within_s
+        if self._clock is None or self._clock.when() > self._due:
+            self._set_clock()
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
@@ -104,9 +106,8 @@ class _Replies(asyncio.Protocol):
             return
         if len(self._replies) >= self._count:
             self._complete()
-        elif len(self._replies) > had and self._late is not None:
-            self._late.cancel()
-            self._late = self._loop.call_later(self._within_s, self.late)
+        elif len(self._replies) > had:
+            self._due = self._loop.time() + self._within_s
 
     def _complete(self) -> None:
         if len(self._replies) > self._count or self._done is None:
@@ -117,19 +118,33 @@ class _Replies(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail(redis.exceptions.ConnectionError("the connection was lost"))
 
-    def late(self) -> None:
-        self.fail(redis.exceptions.TimeoutError("there was no reply in time"))
+    def _set_clock(self) -> None:
+        """It runs on over the replies that came, and is set anew once it rings: a command costs none."""
+        self._stop_clock()
+        self._clock = self._loop.call_at(self._due, self._ring)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+
+    def _ring(self) -> None:
+        self._clock = None
+        if self._done is None:
+            return
+        if self._loop.time() < self._due:
+            self._set_clock()
+        else:
+            self.fail(redis.exceptions.TimeoutError("there was no reply in time"))
 
     def fail(self, error: Exception) -> None:
         """Nothing can be asked any more, and nobody waits any longer."""
         self.lost = self.lost or error
+        self._stop_clock()
         if self._done is not None:
             self._tell(error)
 
     def _tell(self, answer: list[Any] | Exception) -> None:
         done, self._done = self._done, None
-        if self._late is not None:
-            self._late.cancel()
         if done is not None:
             done(answer)
 

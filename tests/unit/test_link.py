@@ -1,6 +1,7 @@
 """Connections to Redis: replies in any pieces, and ends at bad moments."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,6 +43,35 @@ class Server:
         await writer.wait_closed()
 
 
+class Clock:
+    """What replies know of the event loop, with a time that the test tells."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._set: list[asyncio.TimerHandle] = []
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(self, when: float, ring: Callable[[], None]) -> asyncio.TimerHandle:
+        self._set.append(asyncio.TimerHandle(when, ring, (), asyncio.get_running_loop()))
+        return self._set[-1]
+
+    def go_on_to(self, now: float) -> None:
+        self._now = now
+        while due := [alarm for alarm in self._set if alarm.when() <= now]:
+            self._set.remove(due[0])
+            if not due[0].cancelled():
+                due[0]._run()
+
+
+def timed() -> tuple[_Replies, Clock, list[Any]]:
+    """Replies, their clock, and what was answered."""
+    replies, clock = _Replies(), Clock()
+    replies._loop = clock  # type: ignore[assignment]
+    return replies, clock, []
+
+
 def expecting(count: int) -> tuple[_Replies, "asyncio.Future[Any]"]:
     replies, answer = _Replies(), asyncio.get_running_loop().create_future()
     replies.expect(count, answer.set_result, 60)
@@ -61,16 +91,45 @@ async def test_replies_are_put_together_from_pieces_of_any_size(size: int) -> No
 
 
 async def test_each_of_several_replies_has_the_time_of_one() -> None:
-    replies, answer = expecting(2)
-    first = replies._late
-    replies.data_received(b"+one")
-    assert replies._late is first, "half a reply does not count"
-    replies.data_received(b"\r\n")
-    assert first is not None
-    assert first.cancelled()
-    assert replies._late is not first
-    replies.data_received(b"+two\r\n")
-    assert await answer == [b"one", b"two"]
+    replies, clock, answers = timed()
+    replies.expect(3, answers.append, 10)
+    clock.go_on_to(9)
+    replies.data_received(b"+one\r\n+tw")
+    clock.go_on_to(18)
+    assert not answers
+    replies.data_received(b"o\r\n+thr")
+    clock.go_on_to(27)
+    replies.data_received(b"e")  # a piece of a reply gives it no more time
+    assert not answers
+    clock.go_on_to(28)
+    assert isinstance(answers.pop(), redis.exceptions.TimeoutError)
+
+
+async def test_the_time_of_a_command_is_its_own_whatever_that_of_the_one_before_was() -> None:
+    replies, clock, answers = timed()
+    for within_s in (10, 2, 10):
+        began = clock.time()
+        replies.expect(1, answers.append, within_s)
+        clock.go_on_to(began + 0.9 * within_s)
+        replies.data_received(b"+here\r\n")
+        assert answers == [[b"here"]]
+        answers.clear()
+    clock.go_on_to(1000)
+    assert replies.lost is None, "nobody waits"
+    replies.expect(1, answers.append, 10)
+    replies.data_received(b"+here\r\n")
+    answers.clear()
+    replies.expect(1, answers.append, 2)  # which is over before the clock of the other would ring
+    clock.go_on_to(1002)
+    assert isinstance(answers.pop(), redis.exceptions.TimeoutError)
+
+
+async def test_who_heard_that_a_connection_is_lost_hears_no_more() -> None:
+    replies, clock, answers = timed()
+    replies.expect(1, answers.append, 10)
+    replies.connection_lost(None)
+    clock.go_on_to(1000)
+    assert [type(answer) for answer in answers] == [redis.exceptions.ConnectionError]
 
 
 async def test_a_server_that_loads_its_file_has_refused() -> None:
