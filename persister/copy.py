@@ -14,6 +14,7 @@ from relay.stream.entry import Entry
 from relay.stream.keys import created_at
 
 NULL = "\\N"
+_BACKSLASH = ord("\\")
 
 
 def statement(kind: type[Kind]) -> str:
@@ -41,7 +42,7 @@ def rows(entries: Iterable[Entry]) -> Rows | None:
 def _row(writers: "tuple[Writers, Writers]", entry: Entry) -> str:
     id, run_id, _, text = entry
     # What JSON wrote without a backslash needs none in COPY either: most texts are not looked at one by one.
-    columns = writers[b"\\" in text]
+    columns = writers[_BACKSLASH in text]
     value = from_json(text).get
     return "\t".join([str(id), run_id, *[write(value(name)) for name, write in columns], created_at(id)])
 

@@ -43,6 +43,8 @@ def opening(position: int | str, framing: Framing) -> bytes:
 
 
 CLOSING = b"\n\n"
+_LF, _CR = b"\n\r"
+"""As numbers, since `in` tries a byte string as one before it looks, which takes ten times as long."""
 
 
 class Frame:
@@ -59,7 +61,7 @@ class Frame:
         self, event_id: int, run_id: str, messages: Sequence[tuple[str, bytes]], *, last: bool = False
     ) -> None:
         for _, data in messages:
-            if b"\n" in data or b"\r" in data:
+            if _LF in data or _CR in data:
                 raise ValueError("the data of a message is one line")
         self.id = event_id
         self.run_id = run_id

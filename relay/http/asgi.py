@@ -72,6 +72,8 @@ def first_headers(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
 def check_media_type(headers: Headers, *accepted: bytes) -> bytes:
     """The content type, one of `accepted`. Raises UnsupportedMediaType."""
     declared = headers.get(b"content-type", b"")
+    if declared in accepted and b"content-encoding" not in headers:
+        return declared  # as nearly everybody writes it
     media_type, _, parameters = declared.partition(b";")
     media_type = media_type.strip().lower()
     charset = parameters.strip().lower().replace(b'"', b"")
