@@ -5,7 +5,6 @@ have few values, known beforehand: a kind of event, a reason. There is none for 
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from relay.events.registry import REGISTRY
@@ -25,7 +24,7 @@ class Count:
         self.value = 0
 
 
-class Counts(Counter[str]):
+class Counts(dict[str, int]):
     """How often, by the value of a label. What never happened is 0, so that a first time is an increase."""
 
     def __init__(self, name: str, text: str, label: str, values: Iterable[str]) -> None:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import redis.exceptions
@@ -47,8 +46,6 @@ REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
 
 UNBOUNDED = 1 << 53
 """More runs, or keys, than there can be."""
-
-_KIND = itemgetter(NewEvent._fields.index("kind"))
 
 Settled = Callable[[int | RelayError], None]
 """Is told how an append went: the ordinal of the first event, or why it was not stored."""
@@ -217,7 +214,8 @@ class _Lane:
         try:
             self._settle(groups, answer)
         finally:
-            _fail(groups, OutcomeUnknown())  # whom the answer did not reach, whatever happened
+            if groups:  # whom the answer did not reach, whatever happened
+                _fail(groups, OutcomeUnknown())
             self._rest(link)
 
     def _rest(self, link: Link) -> None:
@@ -279,8 +277,7 @@ class _Lane:
 
     def _settle(self, groups: deque[Group], answers: Sequence[int]) -> None:
         now, events = self._loop.time(), 0
-        kinds: list[str] = []
-        observe = metrics.APPEND_SECONDS.observe
+        stored, observe = metrics.EVENTS, metrics.APPEND_SECONDS.observe
         for answer in answers:
             group, first = groups.popleft(), abs(answer)
             events += len(group.events)
@@ -291,10 +288,10 @@ class _Lane:
             if answer < 0:
                 metrics.REPEATS.value += 1
             else:
-                kinds += map(_KIND, group.events)
+                for _, kind, _ in group.events:
+                    stored[kind] += 1
             observe(now - group.arrived)
             group.tell(first)
-        metrics.EVENTS.update(kinds)
         metrics.CALL_EVENTS.observe(events)
         if self.trouble.reason:
             self.trouble.over()
