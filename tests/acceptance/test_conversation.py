@@ -314,10 +314,13 @@ def test_events_that_this_version_shows_to_nobody_hold_up_none(relay: Relay, con
     position = first.cut()
     keys = ShardKeys(0)
     unheard_of = entry(NewEvent(run_id, "unheard_of", b"{}"))
-    with closing(redis.Redis.from_url(relay.redis_url)) as client, client.pipeline() as both:
-        for _ in range(REPLAY_PAGE):
-            both.xadd(keys.run(run_id), unheard_of)
-        both.execute()
+    with closing(redis.Redis.from_url(relay.redis_url)) as client, client.pipeline() as all_of_them:
+        info: Any = client.xinfo_stream(keys.run(run_id))
+        newest = StreamId.parse(info["last-generated-id"])
+        for place in range(1, REPLAY_PAGE + 1):
+            ordinal = newest.ordinal + place
+            all_of_them.xadd(keys.run(run_id), unheard_of, id=str(StreamId.from_ordinal(ordinal)))
+        all_of_them.execute()
     send(relay, [run_id], 1)
     second = follow(relay, conversation, position)
     sent = archived(relay, conversation, run_id, 2)

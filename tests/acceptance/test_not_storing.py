@@ -26,7 +26,7 @@ PIPELINE = {"authorization": f"Bearer {TOKEN}"}
 RUN = f"/conversations/{CONVERSATION}/idea/research-run/run-1"
 NO_TABLES = (
     "a log has to be made, above all ids that the archive has: "
-    "The database has no tables yet; run `relay migrate`."
+    "The database has no tables yet; run `relay migrate`"
 )
 NO_FUNCTIONS = "Redis lacks this version's functions, which this user may not load; run `relay migrate`"
 FULL = "the memory of Redis is full (`maxmemory`)"

@@ -74,7 +74,7 @@ async def test_news_reaches_the_hub_in_order(tailed: Tailed, publisher: Publishe
 
 
 async def test_what_comes_in_while_the_hub_writes_for_long_goes_out_in_one_write(
-    tailed: Tailed, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+    tailed: Tailed, publisher: Publisher, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it goes to Redis in two calls: the tailer reads on after both."""
     monkeypatch.setattr(tail, "LONG_S", 0)
@@ -93,7 +93,8 @@ async def test_what_comes_in_while_the_hub_writes_for_long_goes_out_in_one_write
         return write(data)
 
     monkeypatch.setattr(tailed.viewer, "_put", interrupted)
-    await publisher.append([event()])
+    found: Any = client.xrevrange(ShardKeys(0).log, count=1)
+    client.xadd(ShardKeys(0).log, found[0][1])  # by another worker: both links of this one are free
     await until(lambda: len(seen(tailed.wire)) == 3, "all events")
     assert len(tailed.wire.written) == 2
 
