@@ -1,6 +1,6 @@
 """Whether costs stay what they are as things grow. The ratio is the dearest to the cheapest."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 
 from benchmarks import archive, ingest
@@ -34,23 +34,28 @@ def per_delivery(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
 
 
 def per_row(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    """In turn: a machine that is slower a minute later is so for all sizes."""
-    costs: dict[int, list[float]] = {size: [] for size in sizes.backlog_steps}
-    for _ in range(min(sizes.rounds, 2)):
-        for size, figures in costs.items():
-            figures.append(1e6 / archive.drain(lab, size))
-    return costs
+    return in_turn(min(sizes.rounds, 2), sizes.backlog_steps, lambda size: 1e6 / archive.drain(lab, size))
 
 
 def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
     """Each from empty stores, or the later one would pay for what the first one left: a longer log, and an
     append-only file that is about to be rewritten."""
-    costs: dict[int, list[float]] = {1: [], 1000: []}
-    for _ in range(sizes.rounds):
-        for runs, figures in costs.items():
-            lab.clear()
-            with lab.relay() as (relay, _):
-                figures.append(1e6 / ingest.rate(lab, relay, sizes, runs=runs))
+
+    def cost(runs: int) -> float:
+        lab.clear()
+        with lab.relay() as (relay, _):
+            return 1e6 / ingest.rate(lab, relay, sizes, runs=runs)
+
+    return in_turn(sizes.rounds, (1, 1000), cost)
+
+
+def in_turn(rounds: int, steps: Iterable[int], cost: Callable[[int], float]) -> Mapping[int, list[float]]:
+    """What each step costs, one after the other in each round: a machine that is slower a minute later is so
+    for all of them."""
+    costs: dict[int, list[float]] = {step: [] for step in steps}
+    for _ in range(rounds):
+        for step, figures in costs.items():
+            figures.append(cost(step))
     return costs
 
 

@@ -162,7 +162,7 @@ def token(user: int | None, run: str | None, ttl: int, data_dir: Path) -> None:
 
 
 def _secret(settings: Settings, name: str) -> str:
-    """What the service makes sure of with it; not one that it would not start with."""
+    """The secret in that setting. Refuses one that the service does not start with."""
     secret: SecretStr | None = getattr(settings, name)
     if secret is None:
         raise click.ClickException(f"Set {variable(name)} to the secret that the service uses.")

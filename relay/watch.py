@@ -11,9 +11,6 @@ from httpx_sse import connect_sse
 from relay.errors import RelayError
 
 RECONNECT_S = 1.0
-TOO_MANY = 429
-"""What is answered where there is no room now, and may be later."""
-
 IDLE_S = 60.0
 """Four keep-alives: a connection that is silent for longer is dead."""
 
@@ -48,7 +45,7 @@ def watch(
                     status = source.response.status_code
                     if status == 204:
                         return
-                    if 400 <= status < 500 and status != TOO_MANY:
+                    if 400 <= status < 500 and status != httpx.codes.TOO_MANY_REQUESTS:
                         source.response.read()
                         raise NotAdmitted(_refusal(source.response))
                     source.response.raise_for_status()

@@ -48,6 +48,12 @@ def test_no_token_is_made_with_a_secret_that_the_service_does_not_start_with(
     assert made.exit_code == 0
 
 
+def test_a_run_s_token_is_made_with_any_secret_where_that_is_allowed(tmp_path: Path) -> None:
+    wanted = {"RELAY_ALLOW_INSECURE": "secret", "TELEMETRY_WEBHOOK_TOKEN": "short"}
+    made = token(tmp_path, "--run", "run-1", RELAY_RUN_TOKEN_SECRET="short", **wanted)
+    assert made.output == mint_run_token("short", "run-1") + "\n"
+
+
 @pytest.mark.parametrize("option", ["--run=run-1", "--user=7"])
 def test_a_token_asks_nothing_of_other_secrets(tmp_path: Path, option: str) -> None:
     names = ("TELEMETRY_WEBHOOK_TOKEN", "RELAY_VIEWER_SECRET", "RELAY_RUN_TOKEN_SECRET")
