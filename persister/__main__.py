@@ -22,8 +22,8 @@ from persister.settings import Settings
 from persister.store import Store
 from relay import logs, tracing
 from relay.connect import database, persister_clients, persister_redis
-from relay.garbage import look_rarely
 from relay.listener import listening
+from relay.memory import look_rarely
 from relay.program import Program
 from relay.settings import explain
 from relay.startup import guard

@@ -14,7 +14,7 @@ from uvicorn.supervisors import Multiprocess
 
 from relay import logs
 from relay.errors import RelayError
-from relay.garbage import look_rarely
+from relay.memory import keep_freed, look_rarely
 from relay.processes import die_with_parent
 from relay.settings import Settings, explain
 
@@ -98,6 +98,7 @@ def application() -> ASGIApp:
 
     app = create_app()
     look_rarely()
+    keep_freed()
     return app
 
 

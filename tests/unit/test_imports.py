@@ -61,7 +61,7 @@ LAYERS = [
         "relay.errors",
         "relay.sharing",
         "relay.turns",
-        "relay.garbage",
+        "relay.memory",
         "relay.metrics",
         "relay.logs",
         "relay.headers",
