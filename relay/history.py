@@ -15,6 +15,7 @@ from psycopg2.extras import RealDictCursor
 from relay.connect import Database
 from relay.errors import Misconfigured
 from relay.events.base import Kind
+from relay.events.kinds import PaperGenerationProgress
 from relay.events.registry import HIGHEST_ID, TABLES
 from relay.stream.entry import Record
 from relay.stream.keys import MAX_EVENT_ID, START
@@ -49,14 +50,6 @@ _RECORDS = f"SELECT id, run_id, kind, {_PAYLOAD} AS payload FROM ({_ROWS}) AS ro
 
 _NEWEST = "SELECT max(id) AS id FROM {table} WHERE run_id = %(run_id)s"
 
-_LATEST_PROGRESS = """
-    SELECT id, step, progress
-    FROM rp_paper_generation_events
-    WHERE run_id = %(run_id)s
-    ORDER BY id DESC
-    LIMIT 1
-"""
-
 _PAPER_GENERATION_EVENTS = """
     SELECT id, run_id, step, substep, progress, step_progress, details, created_at
     FROM rp_paper_generation_events
@@ -80,6 +73,16 @@ _REACHES = """
 """
 
 _PAGES = {table: _of(kind, _PAGE) for table, kind in TABLES.items()}
+_PAPER = f"""
+    SELECT page.*, latest.*
+    FROM ({_PAGES[PaperGenerationProgress.table]}) AS page LEFT JOIN (
+        SELECT id, step, progress
+        FROM {PaperGenerationProgress.table}
+        WHERE run_id = %(run_id)s
+        ORDER BY id DESC
+        LIMIT 1
+    ) AS latest ON true
+"""  # noqa: S608
 _ALL_RECORDS = f"""
     SELECT id, run_id, kind, payload
     FROM ({_over_all(_RECORDS, "run_id = ANY(%(run_ids)s)")}) AS record
@@ -147,9 +150,14 @@ class History:
 
     async def page(self, table: str, run_id: str, after: int, before: int, limit: int = PAGE) -> Page:
         """The first `limit` rows with after < id < before."""
-        window = {"run_id": run_id, "after": after, "before": before, "limit": limit}
-        row = await self._first(_PAGES[table], window)
-        return Page((row[0] or "").encode(), row[1] or after, row[2])
+        row = await self._first(_PAGES[table], _window(run_id, after, before, limit))
+        return _page(row, after)
+
+    async def paper(self, run_id: str, after: int, limit: int = PAGE) -> tuple[Page, Progress | None]:
+        """The first `limit` rows of a run's paper with after < id, and where it stood at that moment."""
+        row = await self._first(_PAPER, _window(run_id, after, MAX_EVENT_ID + 1, limit))
+        latest = row[3:]
+        return _page(row, after), Progress(*latest) if latest[0] else None
 
     async def payloads(self, table: str, run_id: str, before: int) -> AsyncIterator[bytes]:
         """The payloads of all rows with id < before, page by page."""
@@ -164,10 +172,6 @@ class History:
         """The tables that have a row of the run with id < before."""
         rows = await self._database.rows(_REACHING, {"run_id": run_id, "before": before})
         return {table for (table,) in rows}
-
-    async def latest(self, run_id: str) -> Progress | None:
-        row = await self._first(_LATEST_PROGRESS, {"run_id": run_id})
-        return Progress(*row) if row else None
 
     async def records(
         self, run_ids: Sequence[str], first: int, before: int | None, limit: int
@@ -198,3 +202,11 @@ class History:
     async def _first(self, statement: str, values: dict[str, Any]) -> Any:
         rows = await self._database.rows(statement, values)
         return rows[0] if rows else None
+
+
+def _window(run_id: str, after: int, before: int, limit: int) -> dict[str, Any]:
+    return {"run_id": run_id, "after": after, "before": before, "limit": limit}
+
+
+def _page(row: Sequence[Any], after: int) -> Page:
+    return Page((row[0] or "").encode(), row[1] or after, row[2])

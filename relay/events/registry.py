@@ -66,6 +66,12 @@ CHANGING = {name for name, kind in REGISTRY.items() if "changes" in vars(kind)}
 AT_WORK = {name for name, kind in REGISTRY.items() if kind.at_work}
 """The kinds that only a run sends that is under way."""
 
+ENDING = {name for name, kind in REGISTRY.items() if kind.ends_run}
+"""The kinds with which a run is over."""
+
+LISTED = {name: kind.initial_key for name, kind in REGISTRY.items() if kind.initial_key}
+"""The list of the `initial` frame that events of a kind are in."""
+
 _CONTRACT = ("stage_progress", "logs", "substage_events", "artifacts", "events", "paper_generation_progress")
 INITIAL_KEYS = tuple(
     dict.fromkeys((*_CONTRACT, *(kind.initial_key for kind in TABLES.values() if kind.initial_key)))

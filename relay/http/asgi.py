@@ -22,6 +22,9 @@ Headers = Mapping[bytes, bytes]
 PIECE_BYTES = 256 * 1024
 """Of a long answer, what is held in memory at a time."""
 
+Piece = tuple[bytes, bool]
+"""A piece of an answer, and whether more follow."""
+
 
 class HandOff(Response):
     """What a route answers that leaves the rest to an ASGI application."""
@@ -37,17 +40,21 @@ class HandOff(Response):
 class Streamed(Response):
     """A JSON answer, sent piece by piece as it is read."""
 
-    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: Piece, rest: AsyncIterator[Piece]) -> None:
         super().__init__()
         self._first = first
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _JSON_HEADERS})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        await send(_body(self._first))
         async for piece in self._rest:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body"})
+            await send(_body(piece))
+
+
+def _body(piece: Piece) -> Message:
+    text, more = piece
+    return {"type": "http.response.body", "body": text, "more_body": more}
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

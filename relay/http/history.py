@@ -12,9 +12,9 @@ from relay.auth import Run
 from relay.errors import DatabaseUnavailable, RelayError
 from relay.events.kinds import PaperGenerationProgress
 from relay.events.registry import TABLES
-from relay.history import PAGE, History
+from relay.history import PAGE, History, Page
 from relay.http.access import Access
-from relay.http.asgi import PIECE_BYTES, Streamed
+from relay.http.asgi import PIECE_BYTES, Piece, Streamed
 from relay.http.document import CONVERSATION_PARAMETER, RUN_PARAMETER
 from relay.http.problems import problem
 from relay.http.shown import RunAsAWhole, history_of, paper_history_of
@@ -45,7 +45,8 @@ def router(
             run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
         ) -> Response:
             newest = await history().newest(run.run_id)
-            return await _document(history(), table, run.run_id, after, newest, limit, b"}")
+            page = await history().page(table, run.run_id, after, newest + 1, limit or PAGE)
+            return await _document(history(), table, run.run_id, page, page.last if limit else newest, b"}")
 
         return events
 
@@ -110,42 +111,43 @@ async def _permitted(access: Access, scope: Scope, conversation_id: str, run_id:
 
 
 async def _paper(archive: History, run_id: str, after: int, limit: int | None) -> Response:
-    latest = await archive.latest(run_id)
+    page, latest = await archive.paper(run_id, after, limit or PAGE)
     tail = b',"latest_step":%b,"overall_progress":%b}' % (
         to_json(latest.step if latest else None),
         to_json(latest.progress if latest else 0.0),
     )
-    newest = latest.id if latest else START
-    return await _document(archive, PaperGenerationProgress.table, run_id, after, newest, limit, tail)
+    newest = latest.id if latest and limit is None else page.last
+    return await _document(archive, PaperGenerationProgress.table, run_id, page, newest, tail)
 
 
 async def _document(
-    archive: History, table: str, run_id: str, after: int, newest: int, limit: int | None, tail: bytes
+    archive: History, table: str, run_id: str, page: Page, newest: int, tail: bytes
 ) -> Response:
-    """The events up to `newest`: what comes in while this is written is left out, so that it ends."""
+    """A page and the events behind it, up to `newest`: what comes in while this is written is left out, so
+    that it ends."""
 
-    async def pieces() -> AsyncIterator[bytes]:
-        page = await archive.page(table, run_id, after, newest + 1, limit or PAGE)
-        yield page.payloads
-        while limit is None and page.rows == PAGE and page.last < newest:
-            page = await archive.page(table, run_id, page.last, newest + 1)
-            if page.rows:
-                yield b"," + page.payloads
+    async def payloads() -> AsyncIterator[bytes]:
+        found = page
+        yield found.payloads
+        while found.rows == PAGE and found.last < newest:
+            found = await archive.page(table, run_id, found.last, newest + 1)
+            if found.rows:
+                yield b"," + found.payloads
 
-    return await _streamed(_around(b'{"run_id":%b,"events":[' % to_json(run_id), pieces(), b"]" + tail))
+    return await _streamed(_around(b'{"run_id":%b,"events":[' % to_json(run_id), payloads(), b"]" + tail))
 
 
-async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> AsyncIterator[bytes]:
+async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> AsyncIterator[Piece]:
     """Pieces of a good size: the head with the first one, the tail with the last one."""
     waiting = head
-    async for piece in middle:
-        waiting += piece
+    async for part in middle:
         if len(waiting) > PIECE_BYTES:
-            yield waiting
+            yield waiting, True
             waiting = b""
-    yield waiting + tail
+        waiting += part
+    yield waiting + tail, False
 
 
-async def _streamed(pieces: AsyncIterator[bytes]) -> Response:
+async def _streamed(pieces: AsyncIterator[Piece]) -> Response:
     """A JSON answer, as it is read. What fails before the first piece is an error like any other."""
     return Streamed(await anext(pieces), pieces)

@@ -105,8 +105,9 @@ class RunViewing(Viewing):
         while True:
             sent = self._send_initial() if page is None else self._send_page(page)
             end = await sent or end
-            if not (page and page.more):
-                end = end or await self._passed_end()
+            if page is None or not page.more:
+                if page is not None:  # or its end was looked for in all there is
+                    end = end or await self._passed_end()
                 if end:
                     complete = Frame(viewer.position, self._run_id, end, last=True)
                     await self.write(complete.block(viewer.framing), last=True)

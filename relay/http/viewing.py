@@ -140,20 +140,25 @@ class Viewing(ABC):
         Raises Unavailable before anything is sent of it, TornBlock after.
         """
         shown = run.shown(snapshot.changes, snapshot.newest, self.settings.stale_after_s)
-        waiting = bytearray(begin + b'"data":{"run":%b,' % to_json(shown))
+        waiting = [begin, b'"data":{"run":%b,' % to_json(shown)]
         torn = False
         try:
-            async for piece in snapshot.lists:
-                waiting += piece
-                while len(waiting) > PIECE_BYTES:  # so that a slow viewer has time for each
-                    await self.write(bytes(waiting[:PIECE_BYTES]))
-                    del waiting[:PIECE_BYTES]
+            async for part in snapshot.lists:
+                waiting.append(part)
+                if sum(map(len, waiting)) > PIECE_BYTES:
+                    await self._write_in_pieces(b"".join(waiting))
+                    waiting.clear()
                     torn = True
         except Unavailable as error:
             if torn:
                 raise TornBlock from error
             raise
-        await self.write(bytes(waiting) + b"}}" + CLOSING)
+        await self._write_in_pieces(b"".join([*waiting, b"}}", CLOSING]))
+
+    async def _write_in_pieces(self, data: bytes) -> None:
+        """So that a slow viewer has time for each."""
+        for begin in range(0, len(data), PIECE_BYTES):
+            await self.write(data[begin : begin + PIECE_BYTES])
 
     async def nothing_more(self) -> None:
         """Tells a reconnecting browser to stop."""

@@ -71,10 +71,6 @@ class Record(NamedTuple):
     kind: str
     payload: bytes
 
-    @property
-    def ends_run(self) -> bool:
-        return self.kind in _LAST
-
 
 class MalformedEntry(ValueError):
     """An entry that this relay's function did not write."""
@@ -186,5 +182,3 @@ def frame(record: Record) -> Frame | None:
 
 _SHOWN = {name: (kind.messages, kind.ends_run) for name, kind in REGISTRY.items()}
 """Looked up once: the attributes of a model's class are slow to read."""
-
-_LAST = {name for name, kind in REGISTRY.items() if kind.ends_run}

@@ -22,7 +22,8 @@ EPOCH_MS = 1_735_689_600_000  # 2025-01-01T00:00:00Z
 TIME_BITS, SHARD_BITS, SEQUENCE_BITS = 41, 4, 8
 MAX_SHARDS = 1 << SHARD_BITS
 SEQUENCES = 1 << SEQUENCE_BITS
-MAX_EVENT_ID = (1 << (TIME_BITS + SHARD_BITS + SEQUENCE_BITS)) - 1
+TIMES, BELOW_TIME = 1 << TIME_BITS, SHARD_BITS + SEQUENCE_BITS
+MAX_EVENT_ID = (TIMES << BELOW_TIME) - 1
 
 RUN_ID = r"[A-Za-z0-9._:-]{1,128}"
 """What a run may be called. No braces: a name can not steer a key into another cluster slot."""
@@ -70,9 +71,9 @@ def event_id(stream_id: tuple[int, int], shard: int) -> int:
     """
     ms, sequence = stream_id
     since = ms - EPOCH_MS
-    if not (0 <= since < 1 << TIME_BITS and 0 <= sequence < SEQUENCES and 0 <= shard < MAX_SHARDS):
+    if not (0 <= since < TIMES and 0 <= sequence < SEQUENCES and 0 <= shard < MAX_SHARDS):
         raise ValueError("the stream id or the shard is outside of what an event id can hold")
-    return (since << (SHARD_BITS + SEQUENCE_BITS)) | (shard << SEQUENCE_BITS) | sequence
+    return (since << BELOW_TIME) | (shard << SEQUENCE_BITS) | sequence
 
 
 def id_of(stream_id: bytes, shard: int) -> int:
@@ -83,7 +84,7 @@ def id_of(stream_id: bytes, shard: int) -> int:
 
 def stream_id(event_id: int) -> StreamId:
     """The stream id of an event; its shard is `shard_of_event`."""
-    return StreamId((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS, event_id & (SEQUENCES - 1))
+    return StreamId((event_id >> BELOW_TIME) + EPOCH_MS, event_id & (SEQUENCES - 1))
 
 
 def ordinal_above(event_id: int) -> int:
@@ -101,7 +102,7 @@ def shard_of_run(run_id: str, shards: int) -> int:
 
 def created_at(event_id: int) -> str:
     """When the event was accepted, in ISO 8601 with milliseconds: part of the id, so the same everywhere."""
-    return _moment((event_id >> (SHARD_BITS + SEQUENCE_BITS)) + EPOCH_MS)
+    return _moment((event_id >> BELOW_TIME) + EPOCH_MS)
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ import redis.exceptions
 from pydantic_core import from_json
 
 from relay.errors import Unavailable
-from relay.events.registry import AT_WORK, CHANGING, INITIAL_KEYS, REGISTRY
+from relay.events.registry import AT_WORK, CHANGING, ENDING, INITIAL_KEYS, LISTED, REGISTRY, TABLES
 from relay.link import SharedLink
 from relay.sharing import Sharing
 from relay.sse import Framing
@@ -83,7 +83,9 @@ class Page:
     def blocks(self, framing: Framing) -> bytes:
         """The records as viewers of the run get them, but for its end: encoded once for all."""
         if framing not in self._blocks:
-            frames = [made for record in self.records if not record.ends_run and (made := frame(record))]
+            frames = [
+                made for record in self.records if record.kind not in ENDING and (made := frame(record))
+            ]
             self._blocks[framing] = b"".join(made.block(framing) for made in frames)
         return self._blocks[framing]
 
@@ -218,16 +220,20 @@ class Replay:
 
     async def _lists(self, run_id: str, before: int, logged: Sequence[Record]) -> AsyncIterator[bytes]:
         reaching = await self._archive.reaching(run_id, before) if before > START + 1 else ()
-        for place, key in enumerate(INITIAL_KEYS):
+        listed: dict[str, list[bytes]] = {key: [] for key in INITIAL_KEYS}
+        for _, _, kind, payload in logged:
+            if key := LISTED.get(kind):
+                listed[key].append(payload)
+        for place, (key, payloads) in enumerate(listed.items()):
             yield b'%b"%b":[' % (b"," if place else b"", key.encode())
-            kinds = {name: kind for name, kind in REGISTRY.items() if kind.initial_key == key}
             separator = b""
-            for table in {kind.table for kind in kinds.values() if kind.table and kind.table in reaching}:
-                async for payloads in self._archive.payloads(table, run_id, before):
-                    yield separator + payloads
+            tables = (table for table, kind in TABLES.items() if kind.initial_key == key)
+            for table in filter(reaching.__contains__, tables):
+                async for archived in self._archive.payloads(table, run_id, before):
+                    yield separator + archived
                     separator = b","
-            if payloads := b",".join(record.payload for record in logged if record.kind in kinds):
-                yield separator + payloads
+            if payloads:
+                yield separator + b",".join(payloads)
             yield b"]"
 
     async def _logged_page(self, run_id: str, start: str, user_id: int) -> Sequence[Record]:
@@ -289,16 +295,16 @@ def _at_work(log: Sequence[Record], newest: int) -> bool:
 
 def _changes(records: Sequence[Record], *, at_work: bool) -> Mapping[str, Any]:
     changes: dict[str, Any] = {"status": "running"} if at_work else {}
-    for record in records:
-        if record.kind in CHANGING:
-            changes |= REGISTRY[record.kind].changes(from_json(record.payload))
-        if record.ends_run:
+    for _, _, kind, payload in records:
+        if kind in CHANGING:
+            changes |= REGISTRY[kind].changes(from_json(payload))
+        if kind in ENDING:
             break  # of several ends the first one counts, and nothing takes it back
     return changes
 
 
 def _end(records: Sequence[Record]) -> Record | None:
-    return next((record for record in records if record.ends_run), None)
+    return next((record for record in records if record.kind in ENDING), None)
 
 
 def _records(reply: Reply, shard: int) -> Iterator[Record]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from relay.events.registry import ENDING
 from relay.hub import Viewer
 from relay.stream.entry import Record
 from relay.stream.keys import START
@@ -80,12 +81,12 @@ class Stores:
 
     async def _lists(self, records: list[Record]) -> AsyncIterator[bytes]:
         await self._stop()
-        events = b",".join(record.payload for record in records if not record.ends_run)
+        events = b",".join(record.payload for record in records if record.kind not in ENDING)
         yield b'"paper_generation_progress":[%b]' % events
 
 
 def first_end(records: list[Record]) -> Record | None:
-    return next((record for record in records if record.ends_run), None)
+    return next((record for record in records if record.kind in ENDING), None)
 
 
 def event(id: int) -> Record:

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from relay.auth import Run
+from relay.events.registry import ENDING
 from relay.http.stream import RunViewing
 from relay.http.viewing import Shard
 from relay.hub import Burst, Hub, State, Viewer, Wake
@@ -71,7 +72,7 @@ class HandOver(RuleBasedStateMachine):
     @property
     def shown(self) -> list[int]:
         """What clients are to see: all but the end, which they get as the last message."""
-        return [record.id for record in self.stores.records if not record.ends_run]
+        return [record.id for record in self.stores.records if record.kind not in ENDING]
 
     # The log, and its tailer.
 
