@@ -88,9 +88,8 @@ class Lab:
     @contextlib.contextmanager
     def nchan(self, *, redis: bool) -> Iterator[tuple[Nchan, psutil.Process]]:
         """nginx with nchan, in memory or through the same Valkey, and its worker process."""
-        with tempfile.TemporaryDirectory(dir=self.directory) as place, listen("127.0.0.1", 0) as probe:
-            port: int = probe.getsockname()[1]
-            probe.close()
+        port = embedded.free_port()
+        with tempfile.TemporaryDirectory(dir=self.directory) as place:
             config = Path(place) / "nginx.conf"
             config.write_text(configuration(Path(place), port, self.redis_url if redis else None))
             part = Part("nginx", [installed(), "-c", str(config)], lambda: _listens(port))

@@ -1,5 +1,6 @@
 """How long an event takes from its POST to a viewer: for one run, and with many runs at once."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 from benchmarks.lab import Lab
@@ -31,22 +32,27 @@ def compared(
     lab: Lab, sizes: Sizes, *, runs: int, viewers: int, rate: int
 ) -> tuple[list[Answer], list[Answer]]:
     """The same load on ours and on nchan through Redis, in turn."""
-    ours: list[Answer] = []
-    peer: list[Answer] = []
-    for _ in range(sizes.rounds):
-        lab.clear()
-        with lab.relay() as (relay, _):
-            ours.append(measured(lab, relay, sizes, runs, viewers, rate))
-        lab.clear()
-        with lab.nchan(redis=True) as (nchan, _):
-            peer.append(measured(lab, nchan, sizes, runs, viewers, rate))
-    return ours, peer
+    lab.clear()
+    with (
+        lab.relay() as (relay, _),
+        lab.nchan(redis=True) as (nchan, _),
+        watched(lab, relay, runs, viewers) as ours,
+        watched(lab, nchan, runs, viewers) as peer,
+    ):
+        for load in (ours, peer):
+            load.post(sizes.seconds / 3, rate=rate)
+        turns = [
+            (ours.post(sizes.slice_s, rate=rate), peer.post(sizes.slice_s, rate=rate))
+            for _ in range(sizes.slices)
+        ]
+    return [our for our, _ in turns], [its for _, its in turns]
 
 
-def measured(lab: Lab, service: Service, sizes: Sizes, runs: int, viewers: int, rate: int) -> Answer:
+@contextlib.contextmanager
+def watched(lab: Lab, service: Service, runs: int, viewers: int) -> Iterator[Load]:
+    """Runs with their viewers, connected."""
     names = lab.runs(runs)
     service.claim(names)
     with Load(service, names, producers=PRODUCERS, viewers=viewers) as load:
         load.connect()
-        load.post(sizes.seconds / 3, rate=rate)
-        return load.post(2 * sizes.seconds, rate=rate)
+        yield load

@@ -19,6 +19,16 @@ class Sizes:
     viewer_steps: tuple[int, ...] = (100, 1000, 5000)
     backlog_steps: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
+    @property
+    def slices(self) -> int:
+        """How often two take turns of a slice each while both of them run: the machine may be half as fast a
+        few seconds later."""
+        return 4 * self.rounds
+
+    @property
+    def slice_s(self) -> float:
+        return self.seconds / 2
+
 
 WHOLE = Sizes()
 QUICK = Sizes(

@@ -1,6 +1,7 @@
 """What a second core brings: two workers on both cores against one on one, stores and load included."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from benchmarks import fanout, ingest
 from benchmarks.lab import REST, WEB, Lab
@@ -14,31 +15,35 @@ PRODUCERS = 2 * fanout.PRODUCERS
 
 
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
+    short = replace(sizes, seconds=sizes.slice_s)
+
     def ingested(relay: Relay, cores: str) -> float:
-        return ingest.rate(lab, relay, sizes, cores=cores)
+        return ingest.rate(lab, relay, short, cores=cores)
 
     def delivered(relay: Relay, cores: str) -> float:
-        return fanout.deliveries(lab, relay, sizes, producers=PRODUCERS, cores=cores)
+        return fanout.deliveries(lab, relay, short, producers=PRODUCERS, cores=cores)
 
     def delivered_singly(relay: Relay, cores: str) -> float:
-        return fanout.deliveries(lab, relay, sizes, producers=1, cores=cores)
+        return fanout.deliveries(lab, relay, short, producers=1, cores=cores)
 
     for what, unit, measure, goal in (
         ("ingest", "POST/s", ingested, ">= 1.5"),
         ("fan-out", "deliveries/s", delivered, ">= 1.5"),
         ("fan-out, unhurried", "deliveries/s", delivered_singly, ""),
     ):
-        figures = compared(lab, sizes, measure)
-        note = "peer: one worker on one core"
-        yield Row(f"two workers, {what}", unit, figures[BOTH], goal, figures[REST], note=note)
+        two, one = compared(lab, sizes.slices, measure)
+        yield Row(f"two workers, {what}", unit, two, goal, one, note="peer: one worker on one core")
 
 
-def compared(lab: Lab, sizes: Sizes, measure: Callable[[Relay, str], float]) -> Mapping[str, Sequence[float]]:
-    """`measure` with everything on both cores, and with everything on one."""
+def compared(
+    lab: Lab, slices: int, measure: Callable[[Relay, str], float]
+) -> tuple[Sequence[float], Sequence[float]]:
+    """`measure` with everything on both cores, and with everything on one, in turn."""
+    lab.clear()
     figures: dict[str, list[float]] = {BOTH: [], REST: []}
-    for _ in range(sizes.rounds):
-        for cores, workers in ((BOTH, 2), (REST, 1)):
-            lab.clear()
-            with lab.stores_on(cores), lab.relay(cores=cores, workers=workers) as (relay, _):
-                figures[cores].append(measure(relay, cores))
-    return figures
+    with lab.relay(cores=BOTH, workers=2) as (two, _), lab.relay(cores=REST) as (one, _):
+        for _ in range(slices):
+            for cores, relay in ((BOTH, two), (REST, one)):
+                with lab.stores_on(cores):
+                    figures[cores].append(measure(relay, cores))
+    return figures[BOTH], figures[REST]

@@ -9,6 +9,7 @@ import fcntl
 import importlib.util
 import os
 import pwd
+import random
 import secrets
 import signal
 import socket
@@ -30,6 +31,10 @@ LOCK = "lock"
 
 POSTGRES_USER = "embedded_postgres"
 """The account that PostgreSQL runs as where we are root: it refuses to run as root itself."""
+
+
+PORTS = range(20_000, 32_000)
+"""Where ours are: below those that Linux, or another system, gives to whoever asks for any."""
 
 
 class NotInstalled(Exception):
@@ -153,11 +158,12 @@ def _let_through(path: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback that nobody has at the moment, nor is given by chance before it is used."""
+    while True:
+        port = random.choice(PORTS)  # noqa: S311
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _redis_answers(url: str) -> bool:

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from relay.embedded import free_port
 from relay.processes import Part, running
-from relay.server import listen
 from tests.acceptance.running import CLIENT, Relay, answers, environment_with, relay_up
 
 
@@ -81,8 +81,7 @@ def guarded(directory: Path) -> Iterator[Relay]:
 @pytest.fixture(scope="session")
 def plain(relay: Relay, directory: Path, settings: dict[str, str]) -> Iterator[Relay]:
     """The same product behind an ASGI server that knows nothing of ours."""
-    with listen("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     argv = [sys.executable, "-m", "uvicorn", "--factory", "relay.app:create_app", "--port", str(port)]
     argv += ["--http", "h11", "--loop", "asyncio", "--timeout-graceful-shutdown", "1"]

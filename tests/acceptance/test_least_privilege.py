@@ -21,13 +21,12 @@ from click.testing import CliRunner
 
 from persister.__main__ import main as persister_command
 from relay.cli import main as relay_command
-from relay.embedded import program_of
+from relay.embedded import free_port, program_of
 from relay.events.registry import REGISTRY, TABLES
 from relay.processes import Part, running
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from tests.acceptance.running import Relay, Viewer, a_persister, environment_with, web_worker
-from tests.acceptance.test_start import free_ports
 from tests.conftest import Servers
 from tests.factories import EXAMPLES, entry, new_run_id, progress
 from tests.sql import sql
@@ -53,7 +52,7 @@ def redis_port(directory: Path) -> Iterator[str]:
     """The Redis of docker-compose.yml: its own command, in other places."""
     place = directory / "least-privilege"
     place.mkdir()
-    (port,) = free_ports(1)
+    port = str(free_port())
     script = SERVICES["redis"]["command"][-1].strip().replace("$$", "$")
     places = {"/deploy": ROOT / "deploy/redis", "/tmp": place}
     script = re.sub(r"/deploy|/tmp", lambda found: str(places[found[0]]), script)
@@ -129,7 +128,7 @@ def deployment(directory: Path, redis_port: str, database_place: str) -> Iterato
         )
         for name in ("web", "persister")
     )
-    (port,) = free_ports(1)
+    port = free_port()
     web_env["RELAY_OPS_LISTEN"] = f"127.0.0.1:{port}"
     log = directory / "least-privilege"
     with (

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 from persister.settings import Settings as PersisterSettings
 from relay.cli import main
+from relay.embedded import free_port
 from relay.errors import Insecure, Misconfigured
 from relay.processes import Part, running
-from relay.server import listen
 from relay.settings import Settings
 from relay.startup import EVERY_CHECK, refuse_insecure, without_user
 from tests.acceptance.certificates import Authority, tls_postgres
@@ -62,7 +62,7 @@ def other_authority(directory: Path) -> Authority:
 def debian_redis(directory: Path, authority: Authority) -> Iterator[Redis]:
     place = directory / "redis-tls"
     place.mkdir()
-    port, tls_port = free_ports(2)
+    port, tls_port = str(free_port()), str(free_port())
     argv = [
         "redis-server",
         "--port",
@@ -90,12 +90,6 @@ def debian_redis(directory: Path, authority: Authority) -> Iterator[Redis]:
 
     with running(Part("redis-tls", argv, ready, log=place / "redis.log")):
         yield made
-
-
-def free_ports(count: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(listen("127.0.0.1", 0)) for _ in range(count)]
-        return [str(listener.getsockname()[1]) for listener in listeners]
 
 
 @pytest.fixture
@@ -287,7 +281,7 @@ def test_stores_that_are_away_do_not_keep_a_process_from_starting(safe: pytest.M
 def test_a_store_that_comes_later_is_looked_at_then(
     place: Path, safe: pytest.MonkeyPatch, debian_redis: Redis
 ) -> None:
-    port, two_port, redis_port = free_ports(3)
+    port, two_port, redis_port = (str(free_port()) for _ in range(3))
     safe.setenv("REDIS_URL", f"redis://:{PASSWORD}@127.0.0.1:{redis_port}/0")
 
     def program(name: str, url: str | None, *words: str) -> Part:

@@ -12,9 +12,10 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
+from relay.embedded import free_port
 from relay.processes import Part
 from relay.stream.keys import ShardKeys
-from tests.faults.servers import Server, Valkey, free_port, until_in_thread
+from tests.faults.servers import Server, Valkey, until_in_thread
 
 SLOTS = 16384
 PRIMARIES = 3

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -161,7 +160,7 @@ class Web(Server):
     def __init__(
         self, place: Path, name: str, launcher: Sequence[str], stores: dict[str, str], **env: str
     ) -> None:
-        self.port = free_port()
+        self.port = embedded.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         argv = [*program("relay", launcher), "serve", "--port", str(self.port)]
         quick = {
@@ -212,9 +211,3 @@ async def until_in_thread(predicate: Callable[[], T], what: str, timeout_s: floa
         return asyncio.to_thread(predicate)
 
     return await until(asked, what, timeout_s)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
