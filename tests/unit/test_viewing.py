@@ -1,10 +1,12 @@
 """A viewer's task between the past and the hub, with a replay that says what the test wants."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from relay.auth import Run
 from relay.errors import Unavailable
 from relay.http.stream import RunViewing
 from relay.http.viewing import Shard
@@ -13,9 +15,10 @@ from relay.metrics import CLOSES
 from relay.settings import Settings
 from relay.sse import KEEP_ALIVE, Framing
 from relay.stream.entry import Record
-from relay.stream.replay import Page
+from relay.stream.replay import Page, Snapshot
 from tests.unit.test_hub import Wire as Written
 
+RUN = Run("run-1", 7, "running", None, "2026-01-01T00:00:00+00:00", None, None)
 NOTHING = Page((), None, more=False)
 END = Record(9, "run-1", "run_finished", b'{"metadata":{"success":true},"created_at":""}')
 
@@ -42,6 +45,7 @@ class Replay:
     def __init__(self, page: Page | Unavailable, end: Record | None = None) -> None:
         self.page = page
         self.last = end
+        self.asked_for_end = 0
 
     async def after(self, run_id: str, position: int, user_id: int) -> Page:
         if isinstance(self.page, Unavailable):
@@ -49,7 +53,14 @@ class Replay:
         return self.page
 
     async def end(self, run_id: str) -> Record | None:
+        self.asked_for_end += 1
         return self.last
+
+    async def snapshot(self, run_id: str, user_id: int) -> Snapshot:
+        return Snapshot(11, 11, self.last, {}, self._lists())
+
+    async def _lists(self) -> AsyncIterator[bytes]:
+        yield b'"events":[]'
 
 
 class Tailer:
@@ -57,7 +68,7 @@ class Tailer:
         return
 
 
-def viewing(replay: Replay, position: int) -> tuple[RunViewing, Viewer, list[Any]]:
+def viewing(replay: Replay, position: int | None) -> tuple[RunViewing, Viewer, list[Any]]:
     started: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -68,7 +79,7 @@ def viewing(replay: Replay, position: int) -> tuple[RunViewing, Viewer, list[Any
     tailer: Any = Tailer()
     reads: Any = replay
     shard = Shard(Hub(), tailer)
-    made = RunViewing(viewer, wire, send, shard, Settings(), reads, 1, "run-1", None, position)
+    made = RunViewing(viewer, wire, send, shard, Settings(), reads, 1, "run-1", RUN, position)
     return made, viewer, started
 
 
@@ -84,6 +95,14 @@ async def test_an_end_that_came_in_the_meantime_waits_for_what_came_before_it(fi
     assert await (made.begin() if first else made.catch_up()) is True
     assert viewer.state is State.LIVE
     assert [message["status"] for message in started] == [200]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_all_that_happened_has_the_end_in_it_so_nobody_looks_for_that_again(ended: bool) -> None:
+    replay = Replay(NOTHING, END if ended else None)
+    made, _, _ = viewing(replay, position=None)
+    assert await made.begin() is not ended
+    assert replay.asked_for_end == 0
 
 
 async def test_while_the_stores_are_away_the_stream_is_kept_alive() -> None:

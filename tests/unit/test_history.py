@@ -1,0 +1,92 @@
+"""A run's paper as an ASGI answer, from an archive that says what the test wants."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from relay.auth import Run
+from relay.errors import DatabaseUnavailable
+from relay.history import PAGE, Page, Progress
+from relay.http.asgi import PIECE_BYTES
+from relay.http.history import whole_paper
+from relay.stream.keys import START
+
+SCOPE = {"type": "http", "path_params": {"conversation_id": "7", "run_id": "run-1"}}
+LARGE = "x" * (PIECE_BYTES // PAGE)
+
+
+class Access:
+    """Everybody may see every run."""
+
+    async def check(self, scope: Any, conversation_id: str, run_id: str) -> Run:
+        return Run(run_id, int(conversation_id), "running", None, "2026-01-01T00:00:00+00:00", None, None)
+
+
+class Archive:
+    """So many rows, with ids from 1 on. `away_after`: how many questions it answers."""
+
+    def __init__(self, rows: int, text: str = "", away_after: int = 100) -> None:
+        self.rows = [{"id": id, "text": text} for id in range(1, rows + 1)]
+        self.left = away_after
+
+    async def paper(self, run_id: str, after: int, limit: int = PAGE) -> tuple[Page, Progress | None]:
+        latest = Progress(len(self.rows), "paper_review", 0.75) if self.rows else None
+        return self._page(self.rows[:limit]), latest
+
+    async def page(self, table: str, run_id: str, after: int, before: int, limit: int = PAGE) -> Page:
+        return self._page(self.rows[after : before - 1][:limit])
+
+    def _page(self, rows: Sequence[dict[str, Any]]) -> Page:
+        if not self.left:
+            raise DatabaseUnavailable
+        self.left -= 1
+        payloads = ",".join(json.dumps(row) for row in rows).encode()
+        return Page(payloads, rows[-1]["id"] if rows else START, len(rows))
+
+
+async def answered(archive: Archive) -> tuple[int, list[bytes]]:
+    """The status, and the pieces of the body."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("a GET has no body")
+
+    access: Any = Access()
+    history: Any = archive
+    await whole_paper(lambda: history, access)(SCOPE, receive, send)
+    start, *pieces = sent
+    assert [piece.get("more_body", False) for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    return start["status"], [piece["body"] for piece in pieces]
+
+
+@pytest.mark.parametrize("rows", [0, 1, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 1])
+async def test_however_many_rows_there_are_they_come_once_and_in_order(rows: int) -> None:
+    status, pieces = await answered(Archive(rows))
+    document = json.loads(b"".join(pieces))
+    assert status == 200
+    assert [event["id"] for event in document["events"]] == list(range(1, rows + 1))
+    assert (document["latest_step"], document["overall_progress"]) == (
+        ("paper_review", 0.75) if rows else (None, 0.0)
+    )
+
+
+async def test_what_one_question_answers_is_sent_in_one_piece() -> None:
+    archive = Archive(PAGE, LARGE, away_after=1)
+    _, pieces = await answered(archive)
+    assert len(pieces) == 1
+
+
+async def test_a_long_history_is_sent_page_by_page() -> None:
+    _, pieces = await answered(Archive(3 * PAGE, LARGE))
+    assert len(pieces) == 3
+
+
+async def test_an_archive_that_goes_away_before_anything_was_sent_is_an_error_like_any_other() -> None:
+    status, (body,) = await answered(Archive(2 * PAGE, away_after=1))
+    assert status == 503
+    assert json.loads(body)["title"]
