@@ -31,11 +31,18 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
 
 
 def rate(
-    lab: Lab, service: Service, sizes: Sizes, *, batch: int = 1, runs: int = 1, cores: str = "1"
+    lab: Lab,
+    service: Service,
+    sizes: Sizes,
+    *,
+    producers: int = PRODUCERS,
+    batch: int = 1,
+    runs: int = 1,
+    cores: str = "1",
 ) -> float:
     """Acknowledged events a second, all of them found in the log afterwards where it is ours."""
     before = lab.top()
-    with Load(service, lab.runs(runs), producers=PRODUCERS, batch=batch, cores=cores) as load:
+    with Load(service, lab.runs(runs), producers=producers, batch=batch, cores=cores) as load:
         warm = load.post(sizes.seconds / 10, watched=False)
         answer = load.post(sizes.seconds, watched=False)
     if service.name == "ours":

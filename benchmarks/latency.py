@@ -14,12 +14,12 @@ PRODUCERS = 16
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
     for viewers in (1, 200):
         what = f"latency, 200/s, {viewers} viewer{'s' if viewers > 1 else ''}"
-        ours, peer = compared(lab, sizes, runs=1, viewers=viewers, rate=200)
+        ours, peer = compared(lab, sizes, sizes.slices, sizes.slice_s, runs=1, viewers=viewers, rate=200)
         for name in ("p50_ms", "p99_ms"):
             yield row(f"{what}, {name[:3]}", name, ours, peer)
     runs, viewers = sizes.many_runs, sizes.many_viewers
     what = f"{viewers:,} viewers, {runs} runs, 2,000/s"
-    ours, peer = compared(lab, sizes, runs=runs, viewers=viewers, rate=2000)
+    ours, peer = compared(lab, sizes, sizes.rounds, 2 * sizes.seconds, runs=runs, viewers=viewers, rate=2000)
     yield row(f"{what}, p50", "p50_ms", ours, peer, goal="")
     yield row(f"{what}, p99", "p99_ms", ours, peer)
 
@@ -29,9 +29,9 @@ def row(what: str, name: str, ours: Sequence[Answer], peer: Sequence[Answer], go
 
 
 def compared(
-    lab: Lab, sizes: Sizes, *, runs: int, viewers: int, rate: int
+    lab: Lab, sizes: Sizes, turns: int, seconds: float, *, runs: int, viewers: int, rate: int
 ) -> tuple[list[Answer], list[Answer]]:
-    """The same load on ours and on nchan through Redis, in turn."""
+    """The same load on ours and on nchan through Redis, in turn, for so many seconds each."""
     lab.clear()
     with (
         lab.relay() as (relay, _),
@@ -41,11 +41,8 @@ def compared(
     ):
         for load in (ours, peer):
             load.post(sizes.seconds / 3, rate=rate)
-        turns = [
-            (ours.post(sizes.slice_s, rate=rate), peer.post(sizes.slice_s, rate=rate))
-            for _ in range(sizes.slices)
-        ]
-    return [our for our, _ in turns], [its for _, its in turns]
+        answers = [(ours.post(seconds, rate=rate), peer.post(seconds, rate=rate)) for _ in range(turns)]
+    return [our for our, _ in answers], [its for _, its in answers]
 
 
 @contextlib.contextmanager

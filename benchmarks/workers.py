@@ -10,18 +10,18 @@ from benchmarks.sizes import Sizes
 from benchmarks.table import Row
 
 BOTH = f"{WEB},{REST}"
-PRODUCERS = 2 * fanout.PRODUCERS
-"""Enough to keep two workers busy: what each has to write comes from half of them."""
+FACTOR = 2
+"""So many times the usual producers, for one and for two workers alike: each of two then has the usual."""
 
 
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
     short = replace(sizes, seconds=sizes.slice_s)
 
     def ingested(relay: Relay, cores: str) -> float:
-        return ingest.rate(lab, relay, short, cores=cores)
+        return ingest.rate(lab, relay, short, producers=FACTOR * ingest.PRODUCERS, cores=cores)
 
     def delivered(relay: Relay, cores: str) -> float:
-        return fanout.deliveries(lab, relay, short, producers=PRODUCERS, cores=cores)
+        return fanout.deliveries(lab, relay, short, producers=FACTOR * fanout.PRODUCERS, cores=cores)
 
     def delivered_singly(relay: Relay, cores: str) -> float:
         return fanout.deliveries(lab, relay, short, producers=1, cores=cores)

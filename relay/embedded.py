@@ -5,6 +5,7 @@ that is synced before each answer, so that what the relay acknowledged also surv
 """
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import os
@@ -33,7 +34,7 @@ POSTGRES_USER = "embedded_postgres"
 """The account that PostgreSQL runs as where we are root: it refuses to run as root itself."""
 
 
-PORTS = range(20_000, 32_000)
+FREE_PORTS = range(20_000, 32_000)
 """Where ours are: below those that Linux, or another system, gives to whoever asks for any."""
 
 
@@ -158,12 +159,26 @@ def _let_through(path: Path) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has at the moment, nor is given by chance before it is used."""
+    """A port of loopback that nobody has at the moment, nor is given by chance before it is used. (And this
+    process gives it to nobody else.)"""
     while True:
-        port = random.choice(PORTS)  # noqa: S311
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        port = next(_untried)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return port
+
+
+def _shuffled() -> Iterator[int]:
+    while True:
+        yield from random.sample(FREE_PORTS, len(FREE_PORTS))
+
+
+_untried = _shuffled()
 
 
 def _redis_answers(url: str) -> bool:

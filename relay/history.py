@@ -21,7 +21,7 @@ from relay.stream.entry import Record
 from relay.stream.keys import MAX_EVENT_ID, START
 
 PAGE = 1000
-"""Rows in one query: what is held in memory of a history, however long it is."""
+"""Rows in one query. However long a history is, three of them are held in memory."""
 
 _MOMENT = """to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.{digits}"+00:00"')"""
 _CREATED_AT = _MOMENT.format(column="created_at", digits="MS")

@@ -69,7 +69,7 @@ AT_WORK = {name for name, kind in REGISTRY.items() if kind.at_work}
 ENDING = {name for name, kind in REGISTRY.items() if kind.ends_run}
 """The kinds with which a run is over."""
 
-LISTED = {name: kind.initial_key for name, kind in REGISTRY.items() if kind.initial_key}
+LISTED = {name: kind.initial_key for name, kind in REGISTRY.items() if kind.table and kind.initial_key}
 """The list of the `initial` frame that events of a kind are in."""
 
 _CONTRACT = ("stage_progress", "logs", "substage_events", "artifacts", "events", "paper_generation_progress")

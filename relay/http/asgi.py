@@ -20,7 +20,7 @@ _JSON_HEADERS = [(b"content-type", JSON), *PRIVATE]
 Headers = Mapping[bytes, bytes]
 
 PIECE_BYTES = 256 * 1024
-"""Of a long answer, what is held in memory at a time."""
+"""What a long answer is sent in."""
 
 Piece = tuple[bytes, bool]
 """A piece of an answer, and whether more follow."""
@@ -42,14 +42,15 @@ class Streamed(Response):
 
     def __init__(self, first: Piece, rest: AsyncIterator[Piece]) -> None:
         super().__init__()
-        self._first = first
+        self._first: Piece | None = first
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _JSON_HEADERS})
-        await send(_body(self._first))
-        async for piece in self._rest:
+        piece, self._first = self._first, None  # which is not held for as long as the others take
+        while piece:
             await send(_body(piece))
+            piece = await anext(self._rest, None)
 
 
 def _body(piece: Piece) -> Message:

@@ -116,25 +116,25 @@ async def _paper(archive: History, run_id: str, after: int, limit: int | None) -
         to_json(latest.step if latest else None),
         to_json(latest.progress if latest else 0.0),
     )
-    newest = latest.id if latest and limit is None else page.last
-    return await _document(archive, PaperGenerationProgress.table, run_id, page, newest, tail)
+    upto = latest.id if latest and limit is None else page.last
+    return await _document(archive, PaperGenerationProgress.table, run_id, page, upto, tail)
 
 
 async def _document(
-    archive: History, table: str, run_id: str, page: Page, newest: int, tail: bytes
+    archive: History, table: str, run_id: str, first: Page, upto: int, tail: bytes
 ) -> Response:
-    """A page and the events behind it, up to `newest`: what comes in while this is written is left out, so
-    that it ends."""
+    """A page, and the events behind it up to an id: what comes in while this is written is left out, so that
+    it ends."""
 
-    async def payloads() -> AsyncIterator[bytes]:
-        found = page
-        yield found.payloads
-        while found.rows == PAGE and found.last < newest:
-            found = await archive.page(table, run_id, found.last, newest + 1)
-            if found.rows:
-                yield b"," + found.payloads
+    async def payloads(page: Page) -> AsyncIterator[bytes]:
+        yield page.payloads
+        while page.rows == PAGE and page.last < upto:
+            page = await archive.page(table, run_id, page.last, upto + 1)
+            if page.rows:
+                yield b"," + page.payloads
 
-    return await _streamed(_around(b'{"run_id":%b,"events":[' % to_json(run_id), payloads(), b"]" + tail))
+    head = b'{"run_id":%b,"events":[' % to_json(run_id)
+    return await _streamed(_around(head, payloads(first), b"]" + tail))
 
 
 async def _around(head: bytes, middle: AsyncIterator[bytes], tail: bytes) -> AsyncIterator[Piece]:

@@ -106,7 +106,7 @@ class RunViewing(Viewing):
             sent = self._send_initial() if page is None else self._send_page(page)
             end = await sent or end
             if page is None or not page.more:
-                if page is not None:  # or its end was looked for in all there is
+                if page is not None:  # an `initial` was looked through for it
                     end = end or await self._passed_end()
                 if end:
                     complete = Frame(viewer.position, self._run_id, end, last=True)

@@ -156,9 +156,9 @@ class Viewing(ABC):
         await self._write_in_pieces(b"".join([*waiting, b"}}", CLOSING]))
 
     async def _write_in_pieces(self, data: bytes) -> None:
-        """So that a slow viewer has time for each."""
-        for begin in range(0, len(data), PIECE_BYTES):
-            await self.write(data[begin : begin + PIECE_BYTES])
+        """Sends data of any size. A slow viewer has its time for each piece of it."""
+        for place in range(0, len(data), PIECE_BYTES):
+            await self.write(data[place : place + PIECE_BYTES])
 
     async def nothing_more(self) -> None:
         """Tells a reconnecting browser to stop."""

@@ -23,6 +23,7 @@ TIME_BITS, SHARD_BITS, SEQUENCE_BITS = 41, 4, 8
 MAX_SHARDS = 1 << SHARD_BITS
 SEQUENCES = 1 << SEQUENCE_BITS
 TIMES, BELOW_TIME = 1 << TIME_BITS, SHARD_BITS + SEQUENCE_BITS
+"""How many milliseconds there are, and how many bits are behind them."""
 MAX_EVENT_ID = (TIMES << BELOW_TIME) - 1
 
 RUN_ID = r"[A-Za-z0-9._:-]{1,128}"

@@ -198,6 +198,9 @@ class Replay:
         """The whole run, or what it was when `upto` was the newest id. Raises Unavailable."""
         log = await self._logs.ask(run_id, lambda: self._log(run_id, user_id))
         newest = log[-1].id if log else await self._archive.newest(run_id)
+        if not log and newest != START:  # what came meanwhile, and is archived already, may end the run
+            log = await self._logs.ask(run_id, lambda: self._log(run_id, user_id))
+            newest = log[-1].id if log else newest
         before = min(log[0].id if log else newest + 1, upto + 1)
         logged = [record for record in log if record.id <= upto]
         return Snapshot(

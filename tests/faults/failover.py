@@ -25,8 +25,8 @@ AWAY_MS = 1_000
 PATIENT_MS = 15_000
 """The default, where nobody could take over anyway."""
 
-BUS_PORTS = range(12_000, 32_000)
-"""Below those that the system gives out, which are soon somebody else's while so many servers start."""
+BUS_PORTS = range(12_000, 20_000)
+"""Below those that anybody is given, who would soon have one of these while so many servers start."""
 
 SERVICE = "relay"
 START_S = 60.0

@@ -220,6 +220,22 @@ async def test_a_run_that_sent_anything_has_begun_also_once_its_log_is_gone(
         client.delete(LOG)
 
 
+async def test_a_run_that_begins_and_ends_between_log_and_archive_is_over(
+    publisher: Publisher, servers: Servers, database: Database, persister: Loop
+) -> None:
+    class Late(History):
+        async def newest(self, run_id: str) -> int:
+            await publisher.append([event(), END])
+            persister.step()
+            return await super().newest(run_id)
+
+    client = connect.shared_link(servers.redis_url)
+    snapshot = await Replay([client], Late(database), AT_ONCE).snapshot(RUN, USER)
+    await client.close()
+    assert snapshot.end is not None
+    assert snapshot.position == snapshot.newest == snapshot.end.id
+
+
 class Torn(Replay):
     """Something is appended to all runs after one was read and before the next one is."""
 

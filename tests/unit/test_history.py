@@ -33,7 +33,7 @@ class Archive:
 
     async def paper(self, run_id: str, after: int, limit: int = PAGE) -> tuple[Page, Progress | None]:
         latest = Progress(len(self.rows), "paper_review", 0.75) if self.rows else None
-        return self._page(self.rows[:limit]), latest
+        return self._page(self.rows[after:][:limit]), latest
 
     async def page(self, table: str, run_id: str, after: int, before: int, limit: int = PAGE) -> Page:
         return self._page(self.rows[after : before - 1][:limit])
@@ -46,9 +46,9 @@ class Archive:
         return Page(payloads, rows[-1]["id"] if rows else START, len(rows))
 
 
-async def answered(archive: Archive) -> tuple[int, list[bytes]]:
-    """The status, and the pieces of the body."""
-    sent: list[Any] = []
+async def answered(archive: Archive, sent: list[Any] | None = None) -> tuple[int, list[bytes]]:
+    """The status, and the pieces of the body. `sent` gets all messages."""
+    sent = [] if sent is None else sent
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -87,6 +87,13 @@ async def test_a_long_history_is_sent_page_by_page() -> None:
 
 
 async def test_an_archive_that_goes_away_before_anything_was_sent_is_an_error_like_any_other() -> None:
-    status, (body,) = await answered(Archive(2 * PAGE, away_after=1))
+    status, (body,) = await answered(Archive(2 * PAGE, LARGE, away_after=1))
     assert status == 503
     assert json.loads(body)["title"]
+
+
+async def test_an_answer_that_was_begun_and_can_not_be_ended_is_not_ended() -> None:
+    sent: list[Any] = []
+    with pytest.raises(DatabaseUnavailable):
+        await answered(Archive(3 * PAGE, LARGE, away_after=2), sent)
+    assert [message.get("more_body") for message in sent] == [None, True]

@@ -1,6 +1,7 @@
 """A viewer's task between the past and the hub, with a replay that says what the test wants."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from relay.auth import Run
 from relay.errors import Unavailable
+from relay.http.asgi import PIECE_BYTES
 from relay.http.stream import RunViewing
 from relay.http.viewing import Shard
 from relay.hub import Hub, State, Viewer, Wake
@@ -18,6 +20,7 @@ from relay.stream.entry import Record
 from relay.stream.replay import Page, Snapshot
 from tests.unit.test_hub import Wire as Written
 
+GREETING = b": connected\nretry: 12345\n\n"
 RUN = Run("run-1", 7, "running", None, "2026-01-01T00:00:00+00:00", None, None)
 NOTHING = Page((), None, more=False)
 END = Record(9, "run-1", "run_finished", b'{"metadata":{"success":true},"created_at":""}')
@@ -32,11 +35,13 @@ class Wire(Written):
     async def detach(self) -> None:
         return
 
+    aborted = False
+
     async def send(self, data: bytes, *, last: bool = False) -> None:
         self.write(data)
 
     def abort(self) -> None:
-        raise AssertionError("nothing is torn here")
+        self.aborted = True
 
 
 class Replay:
@@ -46,6 +51,7 @@ class Replay:
         self.page = page
         self.last = end
         self.asked_for_end = 0
+        self.events = 1
 
     async def after(self, run_id: str, position: int, user_id: int) -> Page:
         if isinstance(self.page, Unavailable):
@@ -60,7 +66,10 @@ class Replay:
         return Snapshot(11, 11, self.last, {}, self._lists())
 
     async def _lists(self) -> AsyncIterator[bytes]:
-        yield b'"events":[]'
+        yield b'"events":['
+        yield b",".join([b"1"] * self.events) + b"]"
+        if isinstance(self.page, Unavailable):
+            raise self.page
 
 
 class Tailer:
@@ -103,6 +112,32 @@ async def test_all_that_happened_has_the_end_in_it_so_nobody_looks_for_that_agai
     made, _, _ = viewing(replay, position=None)
     assert await made.begin() is not ended
     assert replay.asked_for_end == 0
+
+
+async def test_all_that_happened_goes_out_in_pieces_that_a_slow_viewer_can_take() -> None:
+    replay = Replay(NOTHING)
+    replay.events = PIECE_BYTES
+    made, viewer, _ = viewing(replay, position=None)
+    await made.begin()
+    sink = viewer.sink
+    assert isinstance(sink, Wire)
+    assert max(map(len, sink.written)) <= PIECE_BYTES + len(GREETING)
+    block = b"".join(sink.written).partition(b"data: ")[2]
+    assert len(json.loads(block)["data"]["events"]) == PIECE_BYTES
+
+
+@pytest.mark.parametrize(("events", "torn"), [(1, False), (PIECE_BYTES, True)])
+async def test_a_block_that_can_not_be_ended_is_torn_once_a_part_of_it_is_out(
+    events: int, torn: bool
+) -> None:
+    replay = Replay(Unavailable())
+    replay.events = events
+    made, viewer, started = viewing(replay, position=None)
+    await made.serve({"type": "http"}, asyncio.Queue[Any]().get)
+    sink = viewer.sink
+    assert isinstance(sink, Wire)
+    assert sink.aborted is torn
+    assert started[0]["status"] == (200 if torn else 503)
 
 
 async def test_while_the_stores_are_away_the_stream_is_kept_alive() -> None:
