@@ -187,6 +187,15 @@ static void post(uint32_t p, uint32_t r, int64_t due) {
     }
 }
 
+/* A server may give up a connection on which nothing is asked for long: another one takes its place. */
+static void replace_if_closed(uint32_t p) {
+    char byte;
+    ssize_t got = recv(producer[p].fd, &byte, 1, MSG_PEEK);
+    if (got > 0 || (got < 0 && errno == EAGAIN)) return;
+    hang_up(producer[p].fd);
+    producer[p].fd = dial(p);
+}
+
 /* Whether the producer is free: the answer to its POST is whole. */
 static int answered(Producer *from) {
     for (;;) {
@@ -315,8 +324,8 @@ static void turn(int64_t until) {
     for (int i = 0; i < count; i++) {
         uint64_t name = events[i].data.u64;
         if (name < producers) {
-            if (producer[name].busy && events[i].events & EPOLLIN && answered(&producer[name]))
-                idle_producers[idle_count++] = name;
+            if (!producer[name].busy) replace_if_closed(name);
+            else if (events[i].events & EPOLLIN && answered(&producer[name])) idle_producers[idle_count++] = name;
             continue;
         }
         Viewer *to = &viewer[name - producers];
@@ -410,6 +419,7 @@ static void command_post(double seconds, uint64_t count, double rate) {
         if (producer[p].fd < 0) producer[p].fd = dial(p);
     idle_count = 0;
     for (uint32_t p = producers; p-- > 0;) idle_producers[idle_count++] = p;
+    turn(0); /* what happened since the last command */
     int64_t begin = now(), end = seconds ? begin + (int64_t)(seconds * 1e9) : INT64_MAX, last = begin;
     for (;;) {
         int64_t moment = now(), due = rate ? begin + (int64_t)(sent * 1e9 / rate) : moment;
