@@ -24,6 +24,8 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\
 
 
 def _clamp(value: float) -> float:
+    if 0.0 < value < 1.0:  # as most are, without a call
+        return value
     return min(1.0, max(0.0, value))
 
 
