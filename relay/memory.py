@@ -29,7 +29,7 @@ def keep_freed() -> None:
     """Has the C library keep what was freed, up to KEPT_BYTES in each thread's arena, but for blocks of
     LARGE_BYTES and more.
 
-    By itself it gives much of it back to the kernel at once, so that an answer of 300 kB costs some 250 page
+    By itself it gives much of it back to the kernel at once, so that an answer of 300 kB may cost 250 page
     faults, each time: on a virtual machine a quarter of the time that it takes. (Only glibc can be told.)
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
