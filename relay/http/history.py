@@ -44,9 +44,10 @@ def router(
         async def events(
             run: Annotated[Run, Depends(permitted)], after: After = START, limit: Limit = None
         ) -> Response:
-            newest = await history().newest(run.run_id)
-            page = await history().page(table, run.run_id, after, newest + 1, limit or PAGE)
-            return await _document(history(), table, run.run_id, page, page.last if limit else newest, b"}")
+            page = await history().page(table, run.run_id, after, MAX_EVENT_ID + 1, limit or PAGE)
+            more = limit is None and page.rows == PAGE
+            upto = await history().newest(run.run_id) if more else page.last
+            return await _document(history(), table, run.run_id, page, upto, b"}")
 
         return events
 

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from relay.auth import Run
 from relay.errors import DatabaseUnavailable
 from relay.history import PAGE, Page, Progress
 from relay.http.asgi import PIECE_BYTES
-from relay.http.history import whole_paper
+from relay.http.history import router, whole_paper
+from relay.settings import Settings
 from relay.stream.keys import START
 
 SCOPE = {"type": "http", "path_params": {"conversation_id": "7", "run_id": "run-1"}}
@@ -37,6 +40,9 @@ class Archive:
 
     async def page(self, table: str, run_id: str, after: int, before: int, limit: int = PAGE) -> Page:
         return self._page(self.rows[after : before - 1][:limit])
+
+    async def newest(self, run_id: str) -> int:
+        return len(self.rows)
 
     def _page(self, rows: Sequence[dict[str, Any]]) -> Page:
         if not self.left:
@@ -73,6 +79,19 @@ async def test_however_many_rows_there_are_they_come_once_and_in_order(rows: int
     assert (document["latest_step"], document["overall_progress"]) == (
         ("paper_review", 0.75) if rows else (None, 0.0)
     )
+
+
+@pytest.mark.parametrize("rows", [0, 1, PAGE, PAGE + 1, 2 * PAGE + 1])
+@pytest.mark.parametrize("limit", [None, 1, PAGE])
+async def test_so_do_those_of_other_lists_as_many_as_are_asked_for(rows: int, limit: int | None) -> None:
+    history, access, nobody = cast("Any", Archive(rows)), cast("Any", Access()), cast("Any", None)
+    app = FastAPI()
+    app.include_router(router(lambda: history, nobody, access, Settings()))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://relay") as client:
+        query = {} if limit is None else {"limit": limit}
+        found = await client.get("/conversations/7/idea/research-run/run-1/logs", params=query)
+    wanted = rows if limit is None else min(rows, limit)
+    assert found.json() == {"run_id": "run-1", "events": Archive(wanted).rows}
 
 
 async def test_what_one_question_answers_is_sent_in_one_piece() -> None:
