@@ -44,10 +44,15 @@ BLOCK_GRACE_S = 2.0
 
 _REDIS = {
     "socket_connect_timeout": CONNECT_S,
-    "socket_keepalive": True,
     "protocol": 2,  # reply shapes differ in RESP3
     "health_check_interval": 0,
 }
+
+
+def _redis(url: str) -> Mapping[str, Any]:
+    """What every connection to Redis at this URL is made with."""
+    # A peer on this machine does not vanish unnoticed, and its socket knows no probes.
+    return _REDIS if url.startswith("unix:") else {**_REDIS, "socket_keepalive": True}
 
 
 def append_link(url: str, waitaof: str | None = None, shard: int = 0) -> Link:
@@ -80,7 +85,7 @@ def _link(url: str, shard: int, reply_s: float, kind: Callable[..., Link] = Link
         place.url if place else url,
         socket_timeout=REPLY_S,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        **_REDIS,
+        **_redis(url),
     )
     connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
     return kind(connection, reply_s, find=partial(asyncio.to_thread, primary, place) if place else None)
@@ -109,7 +114,7 @@ def primary(place: Where) -> Address:
 
 
 def _asking(url: str) -> redis.Redis:
-    options = {**_REDIS, "socket_connect_timeout": LOOK_S, "socket_timeout": LOOK_S}
+    options = {**_redis(url), "socket_connect_timeout": LOOK_S, "socket_timeout": LOOK_S}
     return redis.Redis.from_url(url, retry=redis.retry.Retry(NoBackoff(), 0), **options)
 
 
@@ -120,7 +125,7 @@ def persister_redis(url: str, shard: int = 0) -> redis.Redis:
         place.url if place else url,
         socket_timeout=BLOCK_MS / 1000 + BLOCK_GRACE_S,
         retry=redis.retry.Retry(NoBackoff(), 0),
-        **_REDIS,
+        **_redis(url),
         **({"find": partial(primary, place)} if place else {}),
     )
     if place:

@@ -4,8 +4,11 @@ import asyncio
 import select
 import socket
 import struct
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg2
 import psycopg2.extensions
@@ -13,9 +16,10 @@ import pytest
 import redis
 import uvloop
 
-from relay import connect
+from relay import connect, embedded
 from relay.connect import Database
 from relay.errors import DatabaseUnavailable, Misconfigured
+from relay.processes import running
 from tests.conftest import Servers
 from tests.waiting import until
 
@@ -87,6 +91,30 @@ async def test_a_server_that_is_away_is_an_error_for_all_who_ask() -> None:
     answers = await asyncio.gather(link.ask("PING"), link.ask("GET", "k"), return_exceptions=True)
     assert [type(answer) for answer in answers] == [redis.exceptions.ConnectionError] * 2
     await link.close()
+
+
+@pytest.fixture
+def unix_url() -> Iterator[str]:
+    """A server behind a socket in the file system, whose name must be short."""
+    with tempfile.TemporaryDirectory() as place:
+        part, url = embedded.valkey(Path(place))
+        with (Path(place) / "valkey.conf").open("a") as config:
+            config.write(f"unixsocket {place}/socket\n")
+        with running(part):
+            yield f"unix://:{urlsplit(url).password}@{place}/socket?db=0"
+
+
+async def test_a_server_behind_a_unix_socket_is_reached_by_whoever_asks(unix_url: str) -> None:
+    for link in (connect.append_link(unix_url), connect.tail_link(unix_url)):
+        await link.connect()
+        assert await link.command("PING") == b"PONG"
+        await link.drop()
+    shared = connect.shared_link(unix_url)
+    assert await shared.ask("PING") == b"PONG"
+    await shared.close()
+    client = connect.persister_redis(unix_url)
+    assert client.ping()
+    client.close()
 
 
 async def test_a_database_connection_that_died_unnoticed_is_replaced(
