@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,10 @@ log = logging.getLogger("persister")
 
 WATCH_S = 1.0
 """How often the main thread looks after the others."""
+
+SWITCH_S = 0.0005
+"""How long a thread that computes may keep the others waiting. Those make round trips to Redis and
+PostgreSQL, and need a moment of Python in between; by default each would wait ten times as long for it."""
 
 
 @click.group(cls=Program)
@@ -75,6 +80,7 @@ def _drain(settings: Settings, spans: "Spans | None") -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     look_rarely()
+    sys.setswitchinterval(SWITCH_S)
     threads = [threading.Thread(target=drain, args=[loop]) for loop in loops]
     with listening(settings.persister_ops_listen, health.pages(loops, settings.persister_stuck_s)):
         for thread in threads:

@@ -1,7 +1,7 @@
 """The drain, in the one order that loses nothing: claim, decode, insert and commit, settle.
 
-While a full batch is being inserted, the one before is settled, the next one made ready, and one more
-claimed: PostgreSQL, Redis and this process then work at the same time.
+While a full batch is being inserted, row by row as PostgreSQL takes them, the one before is settled, the next
+one decoded, and one more claimed: PostgreSQL, Redis and this process then work at the same time.
 """
 
 import logging
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import redis
 import redis.exceptions
 
-from persister import copy
 from persister.consumer import Batch, Consumer, Delivery, NoFunctions, NotKept, Settlement
 from persister.metrics import Figures
 from persister.settings import Settings
@@ -40,13 +39,12 @@ LETTER_WORDS = 1000
 
 
 class Prepared(NamedTuple):
-    """A batch, made ready to be stored. `malformed` are those that can not be stored, with the reason;
+    """A batch, decoded. `malformed` are those that can not be stored, with the reason;
     `newest` has the stream id of the last entry of each run, whatever becomes of it."""
 
     batch: Batch
     entries: Sequence[Entry]
     malformed: Sequence[tuple[Delivery, str]]
-    rows: copy.Rows | None
     newest: Mapping[str, str]
 
 
@@ -126,7 +124,7 @@ class Loop:
     def step(self) -> int:
         """One batch; answers how many entries it had, none where there was no news.
 
-        While it is inserted, the one before is settled, the one behind it made ready, and one more claimed.
+        While it is inserted, the one before is settled, the one behind it decoded, and one more claimed.
         Where there is none behind it, it is settled at once.
         """
         self._began = time.monotonic()
@@ -153,14 +151,14 @@ class Loop:
     def _insert(self, prepared: Prepared) -> Stored:
         """Stores a batch. On the archive's own thread."""
         began = time.monotonic()
-        rejected = self._store.insert(prepared.entries, prepared.rows)
+        rejected = self._store.insert(prepared.entries)
         took_s = time.monotonic() - began
         if prepared.entries:
             self.figures.stored(len(prepared.entries) - len(rejected), took_s)
         return Stored(prepared, rejected, took_s, time.time_ns())
 
     def _look_ahead(self) -> None:
-        """Settles the batch before, and claims and makes ready those behind it."""
+        """Settles the batch before, and claims and decodes those behind it."""
         settlement = self._settlement()
         while self._consumer.full and not self._stopped.is_set():
             claiming = self._turner.submit(self._consumer.claim_more, settlement)
@@ -180,12 +178,12 @@ class Loop:
         if prepared:
             return prepared
         batch = self._consumer.claim()
-        return self._ready(batch) if batch else None
+        return self._decoded(batch) if batch else None
 
     def _take_ahead(self) -> Prepared | None:
-        """What was claimed ahead, made ready."""
+        """What was claimed ahead, decoded."""
         ahead, self._ahead = self._ahead, None
-        return self._ready(ahead) if ahead else None
+        return self._decoded(ahead) if ahead else None
 
     def _settlement(self) -> Settlement | None:
         """Of what is stored, now that it is. What could not be stored goes to the dead letters with it."""
@@ -212,8 +210,7 @@ class Loop:
         self.figures.dead_letters += 1
         return ["id", stream_id, "reason", reason, *fields]
 
-    def _ready(self, batch: Batch) -> Prepared:
-        """A batch, decoded and made ready to be stored."""
+    def _decoded(self, batch: Batch) -> Prepared:
         decoded: list[Entry] = []
         malformed: list[tuple[Delivery, str]] = []
         unread: list[tuple[str, int]] = []
@@ -228,7 +225,7 @@ class Loop:
             if entry.kind not in REGISTRY:
                 malformed.append((delivery, "its kind is not known to this version"))
         entries = [entry for entry in decoded if entry.kind in REGISTRY] if malformed else decoded
-        return Prepared(batch, entries, malformed, copy.rows(entries), _newest_of_runs(decoded, unread))
+        return Prepared(batch, entries, malformed, _newest_of_runs(decoded, unread))
 
     def _trim(self) -> None:
         if time.monotonic() >= self._trim_at:

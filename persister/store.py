@@ -8,7 +8,6 @@ persisters that hold the same rows lock them in the same order.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from io import BytesIO
 from typing import NamedTuple
 
 import psycopg2
@@ -83,12 +82,12 @@ class Store:
         self._connect = connect
         self._connection: Connection | None = None
 
-    def insert(self, entries: Sequence[Entry], rows: copy.Rows | None = None) -> list[Rejected]:
-        """Stores all that can be stored, and commits. `rows` is what COPY takes of them, where that is made.
+    def insert(self, entries: Sequence[Entry], *, by_copy: bool = True) -> list[Rejected]:
+        """Stores all that can be stored, and commits.
 
         Raises DatabaseUnavailable, with nothing known to be stored: the same again is right.
         """
-        if not entries or (rows is not None and self._refusal(entries, rows) is None):
+        if not entries or (by_copy and self._refusal(entries, by_copy=True) is None):
             return []
         refusal = self._refusal(entries)
         if refusal is None:
@@ -96,14 +95,14 @@ class Store:
         if len(entries) == 1:
             return [Rejected(entries[0], refusal)]
         middle = len(entries) // 2
-        return self.insert(entries[:middle]) + self.insert(entries[middle:])
+        return self.insert(entries[:middle], by_copy=False) + self.insert(entries[middle:], by_copy=False)
 
-    def _refusal(self, entries: Sequence[Entry], rows: copy.Rows | None = None) -> str | None:
+    def _refusal(self, entries: Sequence[Entry], *, by_copy: bool = False) -> str | None:
         """Stores all of the batch, or says why it is not stored. Raises DatabaseUnavailable."""
         try:
-            self._store(entries, rows)
+            self._store(entries, by_copy=by_copy)
         except psycopg2.Error as error:
-            if _is_bad_data(error) or (rows is not None and _is_no_place_for_copy(error)):
+            if _is_bad_data(error) or (by_copy and _is_no_place_for_copy(error)):
                 return f"{type(error).__name__} ({error.pgcode})"
             self.close()
             raise DatabaseUnavailable from error
@@ -123,7 +122,7 @@ class Store:
             raise DatabaseUnavailable from error
         return highest or START
 
-    def _store(self, entries: Iterable[Entry], rows: copy.Rows | None) -> None:
+    def _store(self, entries: Iterable[Entry], *, by_copy: bool) -> None:
         by_kind: dict[str, list[Entry]] = {}
         for entry in sorted(entries):
             by_kind.setdefault(entry.kind, []).append(entry)
@@ -131,8 +130,8 @@ class Store:
         with connection, connection.cursor() as cursor:
             for name in sorted(by_kind):
                 kind = REGISTRY[name]
-                if kind.table and rows is not None:
-                    cursor.copy_expert(copy.statement(kind), BytesIO(rows[name]))
+                if kind.table and by_copy:
+                    cursor.copy_expert(copy.statement(kind), copy.Rows(by_kind[name]))
                 elif kind.table:
                     cursor.execute(insert(kind), _events(by_kind[name]))
                 if kind.also:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 
-from persister import copy
 from persister.store import Store
 from relay import migrate
 from relay.connect import Database, database
@@ -149,8 +148,8 @@ def test_copy_and_what_follows_it_write_each_row_once_into_its_partition(pooled:
     text = b'{"step":"s","substep":null,"progress":0.5,"step_progress":0.5,"details":{}}'
     entries = [Entry(id, "months", "paper_generation_progress", text) for id in ids]
     store = Store(lambda: database(pooled.persister))
-    assert store.insert(entries[:2], copy.rows(entries[:2])) == []
-    assert store.insert(entries, copy.rows(entries)) == []  # COPY is refused: two of them are there
+    assert store.insert(entries[:2]) == []
+    assert store.insert(entries) == []  # COPY is refused: two of them are there
     store.close()
     rows = query(
         pooled.direct,

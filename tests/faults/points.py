@@ -57,10 +57,10 @@ def linger(tenths: int) -> None:
     """No failure: so many tenths of a second between a claim and the insert."""
     insert = store.Store.insert
 
-    def later(self: store.Store, entries: Any, rows: Any = None) -> Any:
+    def later(self: store.Store, entries: Any, *, by_copy: bool = True) -> Any:
         if entries:
             time.sleep(tenths / 10)
-        return insert(self, entries, rows)
+        return insert(self, entries, by_copy=by_copy)
 
     store.Store.insert = later  # type: ignore[method-assign]
 

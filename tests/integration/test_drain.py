@@ -104,8 +104,8 @@ async def test_the_end_of_a_run_gives_the_run_its_status(
 class DyingStore(Store):
     """A store whose process dies right after it committed."""
 
-    def insert(self, entries: Any, rows: Any = None) -> Any:
-        super().insert(entries, rows)
+    def insert(self, entries: Any, *, by_copy: bool = True) -> Any:
+        super().insert(entries, by_copy=by_copy)
         raise SystemExit
 
 

@@ -29,9 +29,7 @@ DETAILS = st.recursive(
 def test_copy_and_insert_store_the_same(servers: Servers, archive: Store, text: str, details: Any) -> None:
     made = event(step=text, substep=text, details=details).text
     entries = [Entry(id, "run-1", "paper_generation_progress", made) for id in (1 << 40, (1 << 40) + 1)]
-    ready = copy.rows(entries[:1])
-    assert ready is not None
-    assert archive.insert(entries[:1], ready) == archive.insert(entries[1:]) == []
+    assert archive.insert(entries[:1]) == archive.insert(entries[1:], by_copy=False) == []
     copied, inserted = rows(
         servers.database_url, "step, substep, progress, step_progress, details, occurred_at, created_at"
     )
@@ -42,10 +40,29 @@ def test_copy_and_insert_store_the_same(servers: Servers, archive: Store, text: 
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"step":1}', b'{"step":"s","progress":"x"}', b'{"step":"s","progress":true}', b"{no JSON}"],
+    [
+        b'{"step":1}',
+        b'{"step":"s","progress":"x"}',
+        b'{"step":"s","progress":true}',
+        b'{"step":"s","progress":1%b}' % (b"0" * 400),
+        b"{no JSON}",
+    ],
 )
 def test_what_the_webhook_does_not_make_is_no_row(text: bytes) -> None:
-    assert copy.rows([Entry(1 << 40, "run-1", "paper_generation_progress", text)]) is None
+    good, odd = event().text, Entry(1 << 40, "run-1", "paper_generation_progress", text)
+    rows = copy.Rows([Entry(1, "run-1", odd.kind, good), odd, Entry(1 << 41, "run-1", odd.kind, good)])
+    assert rows.read().splitlines(keepends=True)[1:] == [copy.NO_ROW]
+    assert rows.read() == b""
+
+
+def test_a_batch_with_no_row_in_it_is_stored_but_for_what_postgresql_does_not_take(
+    servers: Servers, archive: Store
+) -> None:
+    entries = [Entry(id, "run-1", "paper_generation_progress", event().text) for id in range(1, 301)]
+    entries[250] = entries[250]._replace(text=b'{"step":"s","progress":"x"}')
+    (rejected,) = archive.insert(entries)
+    assert rejected.entry == entries[250]
+    assert len(rows(servers.database_url, "id")) == 299
 
 
 def test_the_statements_of_a_kind_are_these() -> None:
