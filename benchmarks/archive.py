@@ -59,12 +59,12 @@ def drain(lab: Lab, backlog: int) -> float:
     with lab.redis() as client, persisting(lab) as persister:
         with lab.relay() as (relay, _):
             produce(lab, relay, BATCH, runs=1)
-            wait_until_drained(client, BATCH)
+            wait_until_drained(client, BATCH, persister)
             persister.suspend()
             produce(lab, relay, backlog, runs=200)
         begin = time.perf_counter()
         persister.resume()
-        wait_until_drained(client, BATCH + backlog)
+        wait_until_drained(client, BATCH + backlog, persister)
         seconds = time.perf_counter() - begin
     check_table(lab, BATCH + backlog)
     return backlog / seconds
@@ -84,8 +84,10 @@ def persisting(lab: Lab) -> Iterator[psutil.Process]:
         yield psutil.Process(process.pid)
 
 
-def wait_until_drained(client: Any, entries: int) -> None:
+def wait_until_drained(client: Any, entries: int, persister: psutil.Process) -> None:
     while settled(client) != entries:
+        if persister.status() == psutil.STATUS_ZOMBIE:
+            raise WentWrong("the persister ended before all was archived")
         time.sleep(0.005)
 
 
@@ -133,8 +135,8 @@ def reading(lab: Lab, sizes: Sizes) -> Iterator[Row]:
         relay.claim([run])
         with Load(relay, [run], batch=BATCH) as load:
             load.post(count=EVENTS // BATCH, watched=False)
-        with persisting(lab):
-            wait_until_drained(client, EVENTS)
+        with persisting(lab) as persister:
+            wait_until_drained(client, EVENTS, persister)
         with (
             lab.database() as connection,
             connection.cursor() as cursor,

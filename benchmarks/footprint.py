@@ -123,10 +123,10 @@ def drained(made: Footprint, before: dict[str, int]) -> None:
     valkey, postgres = made.lab.stores
     with (
         made.lab.redis() as client,
-        persisting(made.lab),
+        persisting(made.lab) as persister,
         made.processor(made.events, drain_in_Redis=valkey, drain_in_PostgreSQL=postgres),
     ):
-        wait_until_drained(client, made.events + 1)
+        wait_until_drained(client, made.events + 1, persister)
     for what, total in written(made.lab).items():
         made.bytes(what, total - before[what])
 

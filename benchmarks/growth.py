@@ -1,6 +1,8 @@
 """Whether costs stay what they are as things grow. The ratio is the dearest to the cheapest."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 from benchmarks import archive, ingest
@@ -19,34 +21,41 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
 
 
 def per_delivery(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    """The web process's time for each, with each event by itself."""
-    costs: dict[int, list[float]] = {viewers: [] for viewers in sizes.viewer_steps}
-    for _ in range(sizes.rounds):
-        lab.clear()
-        with lab.relay() as (relay, process):
-            for viewers, figures in costs.items():
-                with watching(lab, relay, viewers, producers=1) as load:
-                    before = sum(process.cpu_times()[:2])
-                    answer = load.post(sizes.seconds)
-                    used = sum(process.cpu_times()[:2]) - before
-                figures.append(1e6 * used / answer.deliveries)
-    return costs
+    """The web process's time for each, with each event by itself. All viewers are there all the while, those
+    of a step watching a run of their own."""
+    lab.clear()
+    with lab.relay() as (relay, process), contextlib.ExitStack() as connected:
+        loads = {
+            viewers: connected.enter_context(watching(lab, relay, viewers, producers=1))
+            for viewers in sizes.viewer_steps
+        }
+
+        def cost(viewers: int) -> float:
+            before = sum(process.cpu_times()[:2])
+            answer = loads[viewers].post(sizes.slice_s)
+            return 1e6 * (sum(process.cpu_times()[:2]) - before) / answer.deliveries
+
+        return in_turn(sizes.slices, sizes.viewer_steps, cost)
 
 
 def per_row(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    return in_turn(min(sizes.rounds, 2), sizes.backlog_steps, lambda size: 1e6 / archive.drain(lab, size))
+    return in_turn(sizes.rounds, sizes.backlog_steps, lambda size: 1e6 / archive.drain(lab, size))
 
 
 def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    """Each from empty stores, or the later one would pay for what the first one left: a longer log, and an
+    """From empty stores in each round: later slices pay for what earlier ones left, a longer log and an
     append-only file that is about to be rewritten."""
-
-    def cost(runs: int) -> float:
+    short = replace(sizes, seconds=sizes.slice_s)
+    costs: dict[int, list[float]] = {1: [], 1000: []}
+    for _ in range(sizes.rounds):
         lab.clear()
         with lab.relay() as (relay, _):
-            return 1e6 / ingest.rate(lab, relay, sizes, runs=runs)
-
-    return in_turn(sizes.rounds, (1, 1000), cost)
+            found = in_turn(
+                ingest.SLICES, costs, lambda runs: 1e6 / ingest.rate(lab, relay, short, runs=runs)
+            )
+        for runs, figures in found.items():
+            costs[runs] += figures
+    return costs
 
 
 def in_turn(rounds: int, steps: Iterable[int], cost: Callable[[int], float]) -> Mapping[int, list[float]]:
