@@ -43,8 +43,8 @@ def per_row(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
 
 
 def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
-    """From empty stores in each round: later slices pay for what earlier ones left, a longer log and an
-    append-only file that is about to be rewritten."""
+    """From empty stores in each round, or the later ones would pay for what the earlier ones left: a longer
+    log, and an append-only file that is about to be rewritten."""
     short = replace(sizes, seconds=sizes.slice_s)
     costs: dict[int, list[float]] = {1: [], 1000: []}
     for _ in range(sizes.rounds):
@@ -59,12 +59,12 @@ def per_post(lab: Lab, sizes: Sizes) -> Mapping[int, list[float]]:
 
 
 def in_turn(rounds: int, steps: Iterable[int], cost: Callable[[int], float]) -> Mapping[int, list[float]]:
-    """What each step costs, one after the other in each round: a machine that is slower a minute later is so
-    for all of them."""
+    """What each step costs, one after the other in each round, and every other time the other way round: a
+    machine that is slower a minute later is so for all of them, and so is a longer log."""
     costs: dict[int, list[float]] = {step: [] for step in steps}
-    for _ in range(rounds):
-        for step, figures in costs.items():
-            figures.append(cost(step))
+    for turn in range(rounds):
+        for step in costs if turn % 2 == 0 else reversed(costs):
+            costs[step].append(cost(step))
     return costs
 
 

@@ -49,7 +49,7 @@ def _rows(entries: Iterable[Entry]) -> Iterator[bytes]:
     try:
         for entry in entries:
             yield _row(_WRITERS[entry.kind], entry)
-    except Exception:  # whatever is odd about one: as INSERT, PostgreSQL says what
+    except (ValueError, OverflowError):  # a value of another type, a number that no float holds
         yield NO_ROW
 
 

@@ -1,7 +1,7 @@
 """The drain, in the one order that loses nothing: claim, decode, insert and commit, settle.
 
-While a full batch is being inserted, row by row as PostgreSQL takes them, the one before is settled, the next
-one decoded, and one more claimed: PostgreSQL, Redis and this process then work at the same time.
+While a full batch is being inserted, its rows made as PostgreSQL takes them, the one before is settled, the
+next one decoded, and one more claimed: PostgreSQL, Redis and this process then work at the same time.
 """
 
 import logging

@@ -19,7 +19,10 @@ _NOT_ENCODED = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 _ENCODE = "Where the password holds what ends it, such as / ? # or @, write %2F %3F %23 or %40 for it."
 
-_REDIS = "REDIS_URL is not understood: {} Write redis://user:password@host:6379/0; rediss for TLS."
+_REDIS = (
+    "REDIS_URL is not understood: {} Write redis://user:password@host:6379/0; rediss for TLS. "
+    "Or unix://user:password@/path?db=0 for a socket."
+)
 
 _POSTGRES = "DATABASE_URL is not understood: {} Write postgresql://user:password@host:5432/database."
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, get_args
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg2
 import redis
@@ -222,7 +222,8 @@ def without_user(url: str) -> str:
     """The URL as somebody without a user or a password has it."""
     parts = urlsplit(url)
     query = [pair for pair in parse_qsl(parts.query) if pair[0] not in ("username", "password")]
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(query)))
+    place = parts.netloc.rpartition("@")[2] + parts.path
+    return f"{parts.scheme}://{place}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _postgres(settings: StoreSettings) -> Iterator[Weakness]:

@@ -107,7 +107,7 @@ def _of_slot(reply: Any, slot: int) -> Address | None:
 
 def _not_understood() -> Misconfigured:
     return Misconfigured(
-        "REDIS_URL is not understood. Write redis://host:port/0 for one server, "
+        "REDIS_URL is not understood. Write redis://host:port/0, or unix:///path, for one server, "
         "redis+sentinel://host:port,host:port/service/0 for one that sentinels watch, or "
         "redis+cluster://host:port,host:port for a cluster; rediss for TLS."
     )

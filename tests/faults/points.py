@@ -20,7 +20,7 @@ from typing import Any
 import relay.app
 import relay.http.ops
 import relay.stream.tail
-from persister import copy, store
+from persister import store
 from persister.consumer import Batch, Consumer
 from relay.auth.reread import Reread
 from relay.http.guard import Guard
@@ -79,7 +79,7 @@ def backwards(times: int) -> None:
 def unsorted(times: int) -> None:
     """Mutant: rows are inserted in the order in which they were claimed."""
     ordered = store.insert
-    vars(store)["sorted"] = vars(copy)["sorted"] = list
+    vars(store)["sorted"] = list
     store.insert = lambda kind: ordered(kind).replace("ORDER BY id", "")
 
 

@@ -5,11 +5,30 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from redis.connection import parse_url
 
 from relay import startup
 from relay.errors import Insecure
 from relay.settings import StoreSettings
 from tests.waiting import wait_until
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("redis://u:p@h:1/0", "redis://h:1/0"),
+        (
+            "rediss://:p@[::1]:7/0?ssl_ca_certs=/etc/a@b.pem",
+            "rediss://[::1]:7/0?ssl_ca_certs=%2Fetc%2Fa%40b.pem",
+        ),
+        ("redis://h/0?username=u&password=p", "redis://h/0"),
+        ("unix://u:p@/run/a@b.sock?db=1", "unix:///run/a@b.sock?db=1"),
+    ],
+)
+def test_a_url_without_its_user_leads_to_the_same_place(url: str, bare: str) -> None:
+    assert startup.without_user(url) == bare
+    known, asked = parse_url(url), parse_url(bare)
+    assert asked == {name: value for name, value in known.items() if name not in ("username", "password")}
 
 
 @pytest.fixture
