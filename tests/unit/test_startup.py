@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 )
 def test_a_url_without_its_user_leads_to_the_same_place(url: str, bare: str) -> None:
     assert startup.without_user(url) == bare
-    known, asked = parse_url(url), parse_url(bare)
+    known, asked = parse_url(url), parse_url(bare)  # type: ignore[no-untyped-call]
     assert asked == {name: value for name, value in known.items() if name not in ("username", "password")}
 
 
