@@ -35,9 +35,9 @@ POSTGRES_USER = "embedded_postgres"
 
 
 VALKEY_ENV = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=20000"}
-"""The wheel's Valkey allocates by the C library's malloc, and an event takes some 25 small pieces. Of what is
-freed that keeps a number of each size at hand, by default seven, and sorts the others: a fifth of what a
-batch costs, and more for single events. It has some 80 MB more for it."""
+"""The wheel's Valkey allocates by the C library's malloc, and an event takes two commands of nine words,
+each a small piece. Of what is freed that keeps a number of each size at hand, by default seven, and sorts the
+others: a fifth of what a batch costs, and more for single events. It has some 80 MB more for it."""
 
 REWRITE_FROM = "256mb"
 """The append-only file is written anew once it has doubled, from this size on. By default that is 64 MiB,
