@@ -41,6 +41,13 @@ CALL_EVENTS = 1000
 LINKS = 2
 """Calls under way at once: while the server syncs one to disk, the next one is made ready and sent."""
 
+WORTH_A_CALL = 8
+"""Events that leave beside a call that is under way. Fewer wait for its answer, and leave with those who come
+until then: each call costs the server a sync of its own, and many small ones take longer than a few."""
+
+PATIENCE_S = 0.02
+"""How long they wait for it at most, since its connection may be the one that does not answer."""
+
 REFUSALS: Mapping[int, Callable[[], RelayError]] = {-1: KeyReused, -2: RunQuota}
 """What the function answers instead of an ordinal. (An ordinal below zero is that of a repeat.)"""
 
@@ -168,6 +175,7 @@ class _Lane:
         self._call = call
         self._waiting: list[Group] = []
         self._leaving = False
+        self._look_again: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._mending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -195,7 +203,23 @@ class _Lane:
     def _leave(self) -> None:
         self._leaving = False
         while self._waiting and self._idle:
+            if not self._worth_a_call():
+                if self._look_again is None:
+                    self._look_again = self._loop.call_later(PATIENCE_S, self._lose_patience)
+                return
             self._send(self._idle.pop(), self._take())
+
+    def _worth_a_call(self) -> bool:
+        """Whether those who wait leave now, and not with the answer to what is under way."""
+        return (
+            len(self._idle) == len(self._links)
+            or sum(len(group.events) for group in self._waiting) >= WORTH_A_CALL
+            or self._loop.time() - self._waiting[0].arrived >= PATIENCE_S
+        )
+
+    def _lose_patience(self) -> None:
+        self._look_again = None
+        self._leave_soon()
 
     def _send(self, link: Link, groups: deque[Group]) -> None:
         """One call: the ordinary way, without a task."""

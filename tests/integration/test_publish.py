@@ -20,7 +20,7 @@ from relay.processes import running
 from relay.stream import functions
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
-from relay.stream.publish import CALL_EVENTS, Publisher
+from relay.stream.publish import CALL_EVENTS, WORTH_A_CALL, Publisher
 from tests.conftest import Servers
 from tests.integration.conftest import publisher_to
 from tests.waiting import until
@@ -67,6 +67,22 @@ async def test_requests_at_the_same_time_share_calls_and_keep_their_own_ids(
     assert len(logged(client)) == sum(sizes) + 1
     stats: Any = client.info("commandstats")
     assert stats["cmdstat_fcall"]["calls"] <= 2 + sum(sizes) // CALL_EVENTS
+
+
+@pytest.mark.parametrize(("events", "calls"), [(1, 2), (WORTH_A_CALL, 3)])
+async def test_few_that_come_while_a_call_is_under_way_leave_together_once_it_is_answered(
+    publisher: Publisher, client: redis.Redis, events: int, calls: int
+) -> None:
+    await publisher.append([event()])
+    client.config_resetstat()
+    appended = []
+    for count in (1, events, 1):
+        appended.append(asyncio.create_task(publisher.append([event()] * count)))
+        for _ in range(3):  # it is sent, where it leaves at once
+            await asyncio.sleep(0)
+    await asyncio.gather(*appended)
+    stats: Any = client.info("commandstats")
+    assert stats["cmdstat_fcall"]["calls"] == calls
 
 
 async def test_the_same_key_and_events_are_stored_once_however_many_send_them(
@@ -209,6 +225,23 @@ async def test_a_cut_connection_is_not_repeated_by_itself(breakable: Breakable) 
     with pytest.raises((NotStored, OutcomeUnknown)):
         await breakable.publisher.append([event()])
     await breakable.publisher.append([event()])
+    assert len(logged(breakable.client)) == 2
+
+
+async def test_nobody_waits_long_for_a_connection_that_does_not_answer(
+    breakable: Breakable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await breakable.publisher.append([event()])
+    silent, asked = breakable.publisher._lanes[0]._idle[-1], []
+    with monkeypatch.context() as mute:
+        mute.setattr(silent, "ask", lambda packed, done, within_s: asked.append(done))
+        lost = asyncio.create_task(breakable.publisher.append([event()]))
+        await until(lambda: bool(asked), "the silent connection to be asked")
+        async with asyncio.timeout(10):
+            await breakable.publisher.append([event()])
+    asked[0](redis.exceptions.ConnectionError())
+    with pytest.raises(OutcomeUnknown):
+        await lost
     assert len(logged(breakable.client)) == 2
 
 

@@ -14,7 +14,7 @@ from relay.hub import Hub, Viewer, Wake
 from relay.sse import Framing
 from relay.stream import tail
 from relay.stream.keys import ShardKeys
-from relay.stream.publish import CALL_EVENTS, LINKS, Publisher
+from relay.stream.publish import CALL_EVENTS, LINKS, WORTH_A_CALL, Publisher
 from relay.stream.tail import Tailer
 from tests.conftest import Servers
 from tests.factories import entry, event
@@ -84,7 +84,7 @@ async def test_what_comes_in_while_the_hub_writes_for_long_goes_out_in_one_write
     write, loop = tailed.viewer._put, asyncio.get_running_loop()
 
     def submit() -> None:
-        publisher.submit([event()], None, lambda _: None)
+        publisher.submit([event()] * WORTH_A_CALL, None, lambda _: None)
 
     def interrupted(data: bytes) -> int:
         if not tailed.wire.written:
@@ -95,7 +95,7 @@ async def test_what_comes_in_while_the_hub_writes_for_long_goes_out_in_one_write
     monkeypatch.setattr(tailed.viewer, "_put", interrupted)
     found: Any = client.xrevrange(ShardKeys(0).log, count=1)
     client.xadd(ShardKeys(0).log, found[0][1])  # by another worker: both links of this one are free
-    await until(lambda: len(seen(tailed.wire)) == 3, "all events")
+    await until(lambda: len(seen(tailed.wire)) == 1 + 2 * WORTH_A_CALL, "all events")
     assert len(tailed.wire.written) == 2
 
 
