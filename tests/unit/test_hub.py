@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import json
 import time
+from itertools import pairwise
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.hub import BACKLOG, SLICES, Burst, Follower, Hub, State, Viewer, Wake, chunk
+from relay.hub import AT_A_TIME, BACKLOG, SLICES, Burst, Follower, Hub, State, Viewer, Wake, chunk
 from relay.sse import KEEP_ALIVE, Frame, Framing
 
 RUN = "run-1"
@@ -171,6 +172,19 @@ async def test_keep_alives_reach_everybody_once_a_period_but_never_in_a_block(hu
     beating.cancel()
     assert wires[0].written == [], "it is replaying"
     assert {data for wire in wires for data in wire.written} == {KEEP_ALIVE, chunk(KEEP_ALIVE)}
+
+
+async def test_news_does_not_wait_for_the_keep_alives_of_many(hub: Hub) -> None:
+    wires = [Wire() for _ in range(3 * SLICES * AT_A_TIME)]
+    for wire in wires:
+        new_viewer(hub, wire).release()
+    beating = asyncio.create_task(hub.keep_alive(0.0))
+    written = [0]
+    while written[-1] < len(wires):
+        await asyncio.sleep(0)
+        written.append(sum(len(wire.written) for wire in wires))
+    beating.cancel()
+    assert max(now - before for before, now in pairwise(written)) == AT_A_TIME
 
 
 async def test_keep_alives_go_on_behind_a_viewer_that_breaks_them(hub: Hub) -> None:
