@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 from benchmarks import archive, capacity, fanout, growth, ingest, latency, viewers, workers
 from benchmarks.lab import Lab, lab
 from benchmarks.load import WentWrong
@@ -36,33 +38,41 @@ def main() -> int:
     options = parser.parse_args()
     try:
         installed()
-        rows, capacities = measured(QUICK if options.quick else WHOLE, options.only)
+        rows, notes = measured(QUICK if options.quick else WHOLE, options.only)
     except (PeerMissing, WentWrong) as error:
         print(f"no result: {error}", file=sys.stderr)
         return 1
     print(render(rows))
-    print(*capacities, f"Python {platform.python_version()} ({platform.python_compiler()})", sep="\n")
-    keep(options.json, rows, capacities)
+    print(*notes, f"Python {platform.python_version()} ({platform.python_compiler()})", sep="\n")
+    keep(options.json, rows, notes)
     return 0
 
 
 def measured(sizes: Sizes, names: list[str]) -> tuple[list[Row], list[str]]:
+    """The rows, and what is to be known of the machine that they were measured on."""
     rows: list[Row] = []
     with lab() as stores:
-        capacities = list(capacity.lines(stores, sizes))
+        notes = list(capacity.lines(stores, sizes))
         for name in names:
-            begin = time.monotonic()
+            begin, before = time.monotonic(), withheld_s()
             for row in MEASUREMENTS[name](stores, sizes):
                 print(f"{time.monotonic() - begin:5.0f} s ", *row.cells(), sep="  ", file=sys.stderr)
                 rows.append(row)
-    return rows, capacities
+            share = (withheld_s() - before) / (time.monotonic() - begin)
+            notes.append(f"{name}: the host held this machine back for {share:.1%} of a processor's time")
+    return rows, notes
 
 
-def keep(path: Path, rows: list[Row], capacities: list[str]) -> None:
+def withheld_s() -> float:
+    """For how long processors of this machine had work, and the host let them do none."""
+    return float(psutil.cpu_times().steal)
+
+
+def keep(path: Path, rows: list[Row], notes: list[str]) -> None:
     """The figures of all rounds, and what they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
-    result = {"machine": machine, "capacities": capacities, "rows": [row.as_json() for row in rows]}
+    result = {"machine": machine, "notes": notes, "rows": [row.as_json() for row in rows]}
     path.write_text(json.dumps(result, indent=1))
     print(f"all rounds are in {path}")
 
