@@ -16,6 +16,7 @@ import redis.exceptions
 from redis._parsers import BaseParser
 
 from relay import metrics
+from relay.direct import Direct
 from relay.errors import OutcomeUnknown
 from relay.sharing import noticed
 from relay.where import ELSEWHERE, Address
@@ -167,6 +168,7 @@ class Link:
         self._reply_s = reply_s
         self._find = find
         self._transport: asyncio.WriteTransport | None = None
+        self._direct: Direct
         self._replies: _Replies
 
     @property
@@ -194,7 +196,7 @@ class Link:
         transport: Any = self._connection._writer.transport  # type: ignore[union-attr]
         self._replies = _Replies()
         transport.set_protocol(self._replies)
-        self._transport = transport
+        self._transport, self._direct = transport, Direct(transport)
 
     def ask(self, packed: bytes, done: Answered, within_s: float | None = None) -> None:
         """Sends a packed command; `done` is told the answer. Raises redis.exceptions.ConnectionError."""
@@ -205,7 +207,7 @@ class Link:
         if transport is None or not self.connected:
             raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
         try:
-            transport.write(packed)
+            self._direct.write(packed)
         except RuntimeError as error:  # uvloop's word for a connection that is closed
             raise redis.exceptions.ConnectionError("the connection was lost while it was idle") from error
         self._replies.expect(count, done, self._reply_s if within_s is None else within_s)

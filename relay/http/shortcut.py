@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from relay.direct import Direct
 from relay.http.slim import Flow, Pipeline
 
 Answer = Callable[[Response | None], None]
@@ -128,13 +129,14 @@ class _Answering:
     """A request that took the shortcut, as uvicorn sees a request under way: those behind it on the same
     connection wait for it, and a server that shuts down lets it finish. There is one for each connection."""
 
-    __slots__ = ("_protocol", "disconnected", "keep_alive", "response_complete")
+    __slots__ = ("_direct", "_protocol", "disconnected", "keep_alive", "response_complete")
 
     message_event = asyncio.Event()  # nobody waits for it
     more_body = False
 
     def __init__(self, protocol: ShortcutProtocol) -> None:
         self._protocol = protocol
+        self._direct = Direct(protocol.transport)
         self.response_complete = True
         self.disconnected = False
         self.keep_alive = True
@@ -145,7 +147,8 @@ class _Answering:
         # One whose connection is gone must not keep the others from their answers.
         with contextlib.suppress(RuntimeError):
             if not protocol.transport.is_closing():
-                protocol.transport.write(_NO_CONTENT if response is None else rendered(response))
+                self._direct.doubt()  # other answers may wait there
+                self._direct.write(_NO_CONTENT if response is None else rendered(response))
                 if not self.keep_alive:
                     protocol.transport.close()
         protocol.on_response_complete()

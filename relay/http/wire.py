@@ -5,11 +5,11 @@ A viewer's own task sends what lies in the past, with backpressure. The hub writ
 """
 
 import asyncio
-import os
 from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
+from relay.direct import Direct
 from relay.http.guard import cut
 from relay.http.protocol import EXTENSION, StreamingProtocol
 from relay.hub import Sink, Viewer, Wake
@@ -35,49 +35,19 @@ class Wire(Sink, Protocol):
         ...
 
 
-class DirectWire:
-    """Our own protocol's transport: what the hub writes goes out without an awaited call.
+class DirectWire(Direct):
+    """Our own protocol's transport: what the hub writes goes out without an awaited call. One viewer that is
+    gone does not stop the hub."""
 
-    Mostly not even through the transport: while nothing waits in it, the bytes go straight to the socket,
-    which leaves little more than the system call. (Not under TLS, which is in the transport.) A transport
-    tells of the loss before it closes its socket; what is written after that goes nowhere, since one viewer
-    that is gone must not stop the hub.
-    """
-
-    __slots__ = ("_connection", "_direct", "_send", "_socket", "_transport", "_viewer")
+    __slots__ = ("_connection", "_send", "_viewer")
 
     chunked = True
 
     def __init__(self, connection: StreamingProtocol, send: Send) -> None:
+        super().__init__(connection.transport)
         self._connection = connection
-        self._transport = transport = connection.transport
         self._send = send
         self._viewer: Viewer | None = None
-        self._direct = False
-        encrypted = transport.get_extra_info("sslcontext") is not None
-        self._socket = -1 if encrypted else transport.get_extra_info("socket").fileno()
-
-    def write(self, data: bytes) -> int:
-        if not (self._direct or self._nothing_waits()):
-            return self._queue(data)
-        try:
-            sent = os.write(self._socket, data)
-        except OSError:  # no room, or a broken connection: the transport finds out which, and tells
-            sent = 0
-        return self._queue(data[sent:]) if sent < len(data) else 0
-
-    def _nothing_waits(self) -> bool:
-        transport = self._transport
-        empty = not transport.is_closing() and not transport.get_write_buffer_size()
-        self._direct = empty and self._socket >= 0
-        return self._direct
-
-    def _queue(self, data: bytes) -> int:
-        self._direct = False
-        if self._transport.is_closing():
-            return 0
-        self._transport.write(data)
-        return self._transport.get_write_buffer_size()
 
     def attach(self, viewer: Viewer) -> None:
         self._viewer = viewer
@@ -89,7 +59,7 @@ class DirectWire:
         self._connection.stream = self._viewer = None
 
     def lost(self) -> None:
-        self._direct, self._socket = False, -1
+        super().lost()
         if self._viewer is not None:
             self._viewer.wake(Wake.GONE)
 
@@ -98,7 +68,7 @@ class DirectWire:
             self._viewer.wake(Wake.LEAVE)
 
     async def send(self, data: bytes, *, last: bool = False) -> None:
-        self._direct = False
+        self.doubt()
         if not self._transport.is_closing():
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 

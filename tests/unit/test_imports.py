@@ -59,6 +59,7 @@ LAYERS = [
         "relay.events",
         "relay.sse",
         "relay.errors",
+        "relay.direct",
         "relay.sharing",
         "relay.turns",
         "relay.memory",
