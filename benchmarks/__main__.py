@@ -59,7 +59,7 @@ def measured(sizes: Sizes, names: list[str]) -> tuple[list[Row], list[str]]:
                 print(f"{time.monotonic() - begin:5.0f} s ", *row.cells(), sep="  ", file=sys.stderr)
                 rows.append(row)
             share = (withheld_s() - before) / (time.monotonic() - begin)
-            notes.append(f"{name}: the host held this machine back for {share:.1%} of a processor's time")
+            notes.append(f"{name}: the host kept {share:.1%} of a processor from this machine")
     return rows, notes
 
 

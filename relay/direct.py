@@ -10,8 +10,8 @@ import os
 class Direct:
     """The writing end of a transport. Where something else writes to that, too, `doubt` goes before `write`.
 
-    A transport tells of its loss before it closes its socket: from then on `lost` has been called, or `write`
-    is not called any more. What is written after the loss goes nowhere.
+    A transport tells of its loss before it closes its socket. By then `lost` has to be called, or `write` not
+    any more, or never without a `doubt` before it. What is written after the loss goes nowhere.
     """
 
     __slots__ = ("_nothing_waits", "_socket", "_transport")
@@ -19,8 +19,9 @@ class Direct:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._nothing_waits = False
+        socket = transport.get_extra_info("socket")  # none where it is closed already
         encrypted = transport.get_extra_info("sslcontext") is not None
-        self._socket = -1 if encrypted else transport.get_extra_info("socket").fileno()
+        self._socket = -1 if encrypted or socket is None else socket.fileno()
 
     def write(self, data: bytes) -> int:
         """Answers how many bytes the other side has not taken yet, of this and of what came before."""

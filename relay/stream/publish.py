@@ -175,7 +175,7 @@ class _Lane:
         self._call = call
         self._waiting: list[Group] = []
         self._leaving = False
-        self._look_again: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._quiet: asyncio.Future[None] | None = None
         self._mending: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -204,8 +204,8 @@ class _Lane:
         self._leaving = False
         while self._waiting and self._idle:
             if not self._worth_a_call():
-                if self._look_again is None:
-                    self._look_again = self._loop.call_later(PATIENCE_S, self._lose_patience)
+                if self._patience is None:
+                    self._patience = self._loop.call_later(PATIENCE_S, self._lose_patience)
                 return
             self._send(self._idle.pop(), self._take())
 
@@ -214,12 +214,13 @@ class _Lane:
         return (
             len(self._idle) == len(self._links)
             or sum(len(group.events) for group in self._waiting) >= WORTH_A_CALL
-            or self._loop.time() - self._waiting[0].arrived >= PATIENCE_S
         )
 
     def _lose_patience(self) -> None:
-        self._look_again = None
-        self._leave_soon()
+        """Sends whoever waits. (The clock may have been set for others: one call more now and then.)"""
+        self._patience = None
+        if self._waiting and self._idle:
+            self._send(self._idle.pop(), self._take())
 
     def _send(self, link: Link, groups: deque[Group]) -> None:
         """One call: the ordinary way, without a task."""
