@@ -203,8 +203,7 @@ class Link:
         self._ask(packed, 1, lambda answer: done(answer[0] if type(answer) is list else answer), within_s)
 
     def _ask(self, packed: bytes, count: int, done: Answered, within_s: float | None = None) -> None:
-        transport = self._transport
-        if transport is None or not self.connected:
+        if not self.connected:
             raise redis.exceptions.ConnectionError("the connection was lost while it was idle")
         try:
             self._direct.write(packed)

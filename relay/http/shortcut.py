@@ -146,11 +146,10 @@ class _Answering:
         protocol = self._protocol
         # One whose connection is gone must not keep the others from their answers.
         with contextlib.suppress(RuntimeError):
-            if not protocol.transport.is_closing():
-                self._direct.doubt()  # other answers may wait there
-                self._direct.write(_NO_CONTENT if response is None else rendered(response))
-                if not self.keep_alive:
-                    protocol.transport.close()
+            self._direct.doubt()  # other answers may wait there
+            self._direct.write(_NO_CONTENT if response is None else rendered(response))
+            if not self.keep_alive:
+                protocol.transport.close()
         protocol.on_response_complete()
 
 

@@ -207,23 +207,21 @@ class _Lane:
                 if self._patience is None:
                     self._patience = self._loop.call_later(PATIENCE_S, self._lose_patience)
                 return
-            self._send(self._idle.pop(), self._take())
+            self._send()
 
     def _worth_a_call(self) -> bool:
         """Whether those who wait leave now, and not with the answer to what is under way."""
-        return (
-            len(self._idle) == len(self._links)
-            or sum(len(group.events) for group in self._waiting) >= WORTH_A_CALL
-        )
+        return not self._under_way or sum(len(group.events) for group in self._waiting) >= WORTH_A_CALL
 
     def _lose_patience(self) -> None:
         """Sends whoever waits. (The clock may have been set for others: one call more now and then.)"""
         self._patience = None
         if self._waiting and self._idle:
-            self._send(self._idle.pop(), self._take())
+            self._send()
 
-    def _send(self, link: Link, groups: deque[Group]) -> None:
-        """One call: the ordinary way, without a task."""
+    def _send(self) -> None:
+        """One call with those who wait: the ordinary way, without a task."""
+        link, groups = self._idle.pop(), self._take()
         within_s = groups[0].arrived + self._deadline_s - self._loop.time()
         try:
             link.ask(self._packed(groups), partial(self._answered, link, groups), within_s)
@@ -251,7 +249,12 @@ class _Lane:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._waiting) or len(self._idle) < len(self._links)
+        return bool(self._waiting) or self._under_way
+
+    @property
+    def _under_way(self) -> bool:
+        """Whether a call is, or anything else that has a connection."""
+        return len(self._idle) < len(self._links)
 
     def _mend(self, link: Link, groups: deque[Group], problem: Exception | None) -> None:
         task = self._loop.create_task(self._carefully(link, groups, problem))
