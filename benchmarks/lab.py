@@ -26,6 +26,7 @@ from relay.events.registry import TABLES
 from relay.processes import Part, running
 from relay.server import listen
 from relay.startup import EVERY_CHECK
+from relay.stream.entry import run_of
 from relay.stream.keys import ShardKeys
 
 WEB, REST = "0", "1"
@@ -162,9 +163,9 @@ class Lab:
         """(run, mark) of the entries of the shard log after `start`."""
         with self.redis() as client:
             while page := client.execute_command("XRANGE", LOG, b"(" + start, "+", "COUNT", 5000):
-                for _, (_, run, _, _, _, text) in page:
-                    place = text.index(MARK[:8]) + 8
-                    yield run, text[place : place + 28]
+                for _, (_, entry) in page:
+                    place = entry.index(MARK[:8]) + 8
+                    yield run_of(entry).encode(), entry[place : place + 28]
                 start = page[-1][0]
 
 

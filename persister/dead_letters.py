@@ -8,7 +8,7 @@ import redis
 
 from persister.store import Store
 from relay.events.registry import REGISTRY
-from relay.stream.entry import Entry, MalformedEntry, decode, without_trace
+from relay.stream.entry import FIELD, Entry, MalformedEntry, decode, without_trace
 from relay.stream.keys import ShardKeys
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLette
         entry = decode(stream_id, raw, shard)
     except MalformedEntry:
         entry = None
-    if b"e" in parts:
-        parts[b"e"] = without_trace(parts[b"e"])
+    if FIELD in parts:
+        parts[FIELD] = without_trace(parts[FIELD])
     text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in parts.items()}
     return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text, raw)

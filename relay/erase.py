@@ -16,6 +16,7 @@ from psycopg2.extensions import connection as Connection  # noqa: N812
 
 from relay.errors import DatabaseUnavailable, Unavailable
 from relay.events.registry import TABLES
+from relay.stream.entry import FIELD, run_of
 from relay.stream.group import claims, last_delivered
 from relay.stream.keys import ERASURE, ShardKeys, StreamId
 
@@ -80,7 +81,7 @@ def _remove(client: redis.Redis, stream: str, run_id: str, erased: str | None = 
     """Deletes the run's entries from a stream, with a note of it in the set `erased`; answers their ids."""
     removed: list[bytes] = []
     for page in _pages(client, stream):
-        ids = [id for id, fields in page if fields.get(b"r") == run_id.encode()]
+        ids = [id for id, fields in page if run_of(fields.get(FIELD, b"")) == run_id]
         if ids:
             if erased:  # before, since a persister that read them may claim them at once
                 client.sadd(erased, ERASURE + uuid4().bytes, *ids)

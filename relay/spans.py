@@ -33,7 +33,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from relay import __version__
 from relay.errors import RelayError
-from relay.stream.entry import NewEvent, traced, traceparent_of
+from relay.stream.entry import NewEvent, kind_of, traced, traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Spans:
         appends: dict[str, list[tuple[str, bool]]] = {}
         for fields, stored in entries:
             if traceparent := traceparent_of(fields[-1]):
-                appends.setdefault(traceparent, []).append((fields[3].decode(), stored))
+                appends.setdefault(traceparent, []).append((kind_of(fields[-1]), stored))
         for traceparent, found in appends.items():
             span = self._tracer.start_span(
                 "archive",

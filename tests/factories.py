@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 from zlib import crc32
 
-from relay.stream.entry import NewEvent, seal_of
+from relay.stream.entry import FIELD, NewEvent, head_of
 from tests.canaries import PAYLOAD
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -71,7 +71,6 @@ def event(run_id: str = "run-1", **changes: Any) -> NewEvent:
 
 
 def entry(event: NewEvent) -> dict[Any, Any]:
-    """The fields of its entry in a log."""
-    run_id, kind = event.run_id.encode(), event.kind.encode()
-    sealed = b"%b%08x" % (event.text, crc32(event.text, seal_of(run_id, kind)))
-    return {"r": run_id, "k": kind, "e": sealed}
+    """The field of its entry in a log."""
+    whole = head_of(event.run_id, event.kind) + event.text
+    return {FIELD: b"%b%08x" % (whole, crc32(whole))}

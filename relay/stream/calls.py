@@ -11,11 +11,11 @@ from zlib import crc32
 
 from relay.link import bulk
 from relay.stream import functions
-from relay.stream.entry import CLOSE, SEAL_BYTES, NewEvent, seal_of, untraced
+from relay.stream.entry import CLOSE, SEAL_BYTES, NewEvent, head_of, names_in, untraced
 from relay.stream.keys import ShardKeys
 
 word = lru_cache(maxsize=4096)(bulk)
-"""A word that comes again: a count, a kind, a name of a run."""
+"""A word that comes again: a count, the place of a run."""
 
 _NO_KEY = bulk(b"") + bulk(b"")
 
@@ -35,36 +35,35 @@ class AppendCall:
         """A call that appends groups of events, each with its idempotency key; `highest` is the highest
         ordinal that is known to be taken."""
         runs: dict[str, int] = {}
-        names: dict[tuple[str, str], tuple[bytes, int]] = {}
+        names: dict[tuple[str, str], tuple[bytes, bytes, int]] = {}
         words: list[bytes] = []
-        count = 12
+        count = 11
         for events, key in groups:
             if key is None:
                 words.append(_NO_KEY)
             else:
                 words.append(bulk(once_name(key)) + bulk(_digest(events)))
             words.append(word(len(events)))
-            count += 3 + 3 * len(events)
+            count += 3 + 2 * len(events)
             for run_id, kind, text in events:
                 known = names.get((run_id, kind))
                 if known is None:
                     place = runs.setdefault(run_id, len(runs) + 1)
-                    known = names[run_id, kind] = word(place) + word(kind), _seal(run_id, kind)
-                name, seal = known
-                words.append(b"%b$%d\r\n%b%08x\r\n" % (name, len(text) + SEAL_BYTES, text, crc32(text, seal)))
+                    known = names[run_id, kind] = word(place), *_head(run_id, kind)
+                run, head, seal = known
+                size = len(head) + len(text) + SEAL_BYTES
+                words.append(b"%b$%d\r\n%b%b%08x\r\n" % (run, size, head, text, crc32(text, seal)))
         return b"".join(
             [
-                b"*%d\r\n" % (count + 2 * len(runs)),
+                b"*%d\r\n" % (count + len(runs)),
                 self._function,
                 word(len(runs) + 4),
                 self._log,
                 *map(self._run_log, runs),
                 self._tables,
-                word(len(runs)),
                 self._remember_ms,
                 bulk(highest),
                 self._bounds,
-                *map(word, runs),
                 *words,
             ]
         )
@@ -76,8 +75,10 @@ def once_name(idempotency_key: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _seal(run_id: str, kind: str) -> int:
-    return seal_of(run_id.encode(), kind.encode())
+def _head(run_id: str, kind: str) -> tuple[bytes, int]:
+    """What the entries begin with, and where the checksum of a text starts."""
+    head = head_of(run_id, kind)
+    return head, names_in(head).seal
 
 
 def _digest(events: Sequence[NewEvent]) -> str:

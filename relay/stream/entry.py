@@ -1,12 +1,12 @@
 """What an event looks like in a stream, and as JSON. Pure: no I/O.
 
-A stream entry has three fields, always in this order: `r` the run, `k` the kind, `e` the event's
-own JSON text and its seal. What viewers, history and the archive's insert see is the *payload*: that text
-with id, run and time spliced around it, so that nothing is parsed and written again on the way.
+A stream entry has one field, `e`: a run, a space, a kind, the event's own JSON text, and a seal. One, since
+what a call takes Redis goes by its words. What viewers, history and the insert see is the *payload*: that
+text with id, run and time spliced around it, so that nothing is parsed and written again on the way.
 
-The seal is a checksum of run, kind and text, as eight hexadecimal digits behind the text: Redis keeps none
-of its own, and a byte that its disk changes would else be archived as if it were sent. What has none, or has
-names that no webhook takes, was not written by the relay, and is no entry.
+The seal is a checksum of all that, as eight hexadecimal digits: Redis keeps none of its own, and a byte that
+its disk changes would else be archived as if it were sent. What has none, or has names that no webhook takes,
+was not written by the relay, and is no entry.
 
 Where the POST of an event is traced, the `traceparent` of its append and a tilde stand between text and seal,
 and are sealed with the text. They are for the trace alone: nobody is shown them.
@@ -22,11 +22,11 @@ from relay.events.registry import REGISTRY
 from relay.sse import Frame
 from relay.stream.keys import RUN_ID, created_at, id_of
 
-FIELDS = (b"r", b"k", b"e")
+FIELD = b"e"
 
 SEAL_BYTES = 8
 
-_OPEN, CLOSE = b"{}"
+OPEN, CLOSE = b"{", ord("}")
 
 LARGEST_BODY = 16 * 1024 * 1024
 """What the body of an event may be allowed to have, in bytes."""
@@ -34,7 +34,11 @@ LARGEST_BODY = 16 * 1024 * 1024
 LARGEST_TEXT = 4 * LARGEST_BODY
 """What becomes of such a body at most. (A number is what grows when it is written anew: 1e15 gets 18.)"""
 
-_NAME = re.compile(RUN_ID.encode())
+_NAME = re.compile(RUN_ID)
+
+_HEAD = re.compile(f"({RUN_ID}) ({RUN_ID})".encode())
+
+_LONGEST_HEAD = 257
 
 _TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 
@@ -59,7 +63,7 @@ class Entry(NamedTuple):
     @property
     def record(self) -> "Record":
         """The event as viewers see it."""
-        return Record(self.id, self.run_id, self.kind, _payload(self.id, self.run_id.encode(), self.text))
+        return Record(self.id, self.run_id, self.kind, _payload(self.id, self.run_id, self.text))
 
 
 class Record(NamedTuple):
@@ -76,61 +80,87 @@ class MalformedEntry(ValueError):
     """An entry that this relay's function did not write."""
 
 
-@lru_cache(maxsize=4096)
-def seal_of(run_id: bytes, kind: bytes) -> int:
-    """Where the checksum of a text of this run and kind starts: crc32(text, this) is the seal.
+class Names(NamedTuple):
+    """Of what run and kind an event is, and where the checksum of its text starts: crc32(text, `seal`) is the
+    seal."""
 
-    Raises MalformedEntry for names that could be more than names where they are put into JSON, or into a row.
+    run_id: str
+    kind: str
+    seal: int
+
+
+def head_of(run_id: str, kind: str) -> bytes:
+    """What the entries of these events begin with; their text follows."""
+    return f"{run_id} {kind}".encode()
+
+
+@lru_cache(maxsize=4096)
+def names_in(head: bytes) -> Names:
+    """Raises MalformedEntry for what could be more than names where it is put into JSON, or into a row.
+
     (Here, since this is asked once for many.)
     """
-    if not (_NAME.fullmatch(run_id) and _NAME.fullmatch(kind)):
-        raise MalformedEntry("it is damaged: a name in it is not one that the relay writes")
-    return crc32(b"%b %b" % (run_id, kind))
+    found = _HEAD.fullmatch(head)
+    if found is None:
+        raise MalformedEntry("it is damaged: it does not begin with a run and a kind")
+    return Names(found[1].decode(), found[2].decode(), crc32(head))
+
+
+def run_of(sealed: bytes) -> str:
+    """Of what run an entry says to be, unproved; empty where it says nothing of the kind."""
+    return sealed[: max(sealed.find(b" ", 0, _LONGEST_HEAD), 0)].decode(errors="replace")
+
+
+def kind_of(sealed: bytes) -> str:
+    """The kind of an entry that can be decoded."""
+    return names_in(sealed[: sealed.index(OPEN)]).kind
 
 
 def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
     """The entry behind one item of an XRANGE or XREAD reply. Raises MalformedEntry."""
-    id, run_id, kind, text = _parts(stream_id, fields, shard)
+    id, names, text = _parts(stream_id, fields, shard)
     if len(text) > LARGEST_TEXT:
         raise MalformedEntry("it is larger than any event")
-    return Entry(id, run_id.decode(), kind.decode(), text)
+    return Entry(id, names.run_id, names.kind, text)
 
 
 def named(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[str, int] | None:
     """Run and id of an entry that can not be decoded, as far as it says; None where it names no run."""
     try:
-        run_id = fields[1]
-        return (run_id.decode(), id_of(stream_id, shard)) if _NAME.fullmatch(run_id) else None
+        run_id = run_of(fields[1])
+        return (run_id, id_of(stream_id, shard)) if _NAME.fullmatch(run_id) else None
     except (ValueError, IndexError):
         return None
 
 
 def decode_record(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Record:
     """The same as viewers see it, made without the entry. Raises MalformedEntry."""
-    id, run_id, kind, text = _parts(stream_id, fields, shard)
-    return Record(id, run_id.decode(), kind.decode(), _payload(id, run_id, text))
+    id, names, text = _parts(stream_id, fields, shard)
+    return Record(id, names.run_id, names.kind, _payload(id, names.run_id, text))
 
 
-def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, bytes, bytes, bytes]:
-    """Id, run, kind and text. Raises MalformedEntry."""
+def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, Names, bytes]:
+    """Id, names and text. Raises MalformedEntry."""
     try:
-        r, run_id, k, kind, e, text = fields or ()
-        if (r, k, e) != FIELDS:
+        e, sealed = fields or ()
+        if e != FIELD:
             raise ValueError
     except ValueError as error:
-        raise MalformedEntry("it does not have the fields of an event") from error
-    text = _unsealed(run_id, kind, text)
-    if len(text) <= 2 or text[0] != _OPEN or text[-1] != CLOSE:
+        raise MalformedEntry("it does not have the field of an event") from error
+    start = sealed.find(OPEN, 0, _LONGEST_HEAD + 1)
+    names = names_in(sealed[:start])
+    text = _unsealed(sealed, start, names.seal)
+    if len(text) <= 2 or text[-1] != CLOSE:
         text = untraced(text)
     try:
-        return id_of(stream_id, shard), run_id, kind, text
+        return id_of(stream_id, shard), names, text
     except ValueError as error:
         raise MalformedEntry("its id is not one that the relay gives") from error
 
 
-def _unsealed(run_id: bytes, kind: bytes, sealed: bytes) -> bytes:
-    text = sealed[:-SEAL_BYTES]
-    if sealed[-SEAL_BYTES:] != b"%08x" % crc32(text, seal_of(run_id, kind)):
+def _unsealed(sealed: bytes, start: int, seal: int) -> bytes:
+    text = sealed[start:-SEAL_BYTES]
+    if sealed[-SEAL_BYTES:] != b"%08x" % crc32(text, seal):
         raise MalformedEntry("it is damaged: its checksum does not fit")
     return text
 
@@ -141,21 +171,21 @@ def traced(event: NewEvent, traceparent: str) -> NewEvent:
 
 
 def traceparent_of(sealed: bytes) -> str | None:
-    """The `traceparent` in the field `e` of an entry, where there is one."""
+    """The `traceparent` in an entry, where there is one."""
     found = _trace_in(sealed)
     return found[2].decode() if found else None
 
 
 def without_trace(sealed: bytes) -> bytes:
-    """The field `e` of an entry, to be shown: text and seal. (The seal is that of the whole.)"""
+    """An entry, to be shown: names, text and seal. (The seal is that of the whole.)"""
     found = _trace_in(sealed)
-    return found[1] + sealed[-SEAL_BYTES:] if found else sealed
+    return sealed[: found.end(1)] + sealed[-SEAL_BYTES:] if found else sealed
 
 
 def _trace_in(sealed: bytes) -> "re.Match[bytes] | None":
     if sealed[-SEAL_BYTES - 1 : -SEAL_BYTES] != b"~":
         return None  # most have none, and looking for one takes the longer the more text there is
-    return _TRACED.fullmatch(sealed, 0, len(sealed) - SEAL_BYTES)
+    return _TRACED.fullmatch(sealed, sealed.find(OPEN), len(sealed) - SEAL_BYTES)
 
 
 def untraced(text: bytes) -> bytes:
@@ -166,9 +196,9 @@ def untraced(text: bytes) -> bytes:
     return found[1]
 
 
-def _payload(id: int, run_id: bytes, text: bytes) -> bytes:
-    moment = created_at(id).encode()
-    return b'{"id":%d,"run_id":"%b",%b,"created_at":"%b"}' % (id, run_id, text[1:-1], moment)
+def _payload(id: int, run_id: str, text: bytes) -> bytes:
+    run, moment = run_id.encode(), created_at(id).encode()
+    return b'{"id":%d,"run_id":"%b",%b,"created_at":"%b"}' % (id, run, text[1:-1], moment)
 
 
 def frame(record: Record) -> Frame | None:

@@ -80,35 +80,33 @@ local function unopened(fresh, args, a, count)
       seen[run] = true
       found[#found + 1] = run
     end
-    a = a + 3
+    a = a + 2
   end
   return found
 end
 
--- The highest ordinal of these run logs, not below `last`.
-local function tips(keys, runs, last)
-  for run = 1, runs do
-    local tip = redis.call('XREVRANGE', keys[1 + run], '+', '-', 'COUNT', 1)
-    if tip[1] then last = math.max(last, ordinal(tip[1][1])) end
+-- The highest ordinal of all run logs, not below `last`. Of each only an entry above that is looked at: they may
+-- be large. (They share the hash tag of the keys that are declared.)
+local function tips(known, last)
+  for _, run in ipairs(redis.call('ZRANGEBYSCORE', known, '-inf', '+inf')) do
+    local above = redis.call('XREVRANGE', run, '+', '(' .. stream_id(last), 'COUNT', 1)[1]
+    if above then last = ordinal(above[1]) end
   end
   return last
 end
 
--- Which of the run logs do not exist yet, or nil where all do; and whether none has an entry from the
--- ordinal `number` on. Their entries themselves are not looked at: they may be large.
-local function looked_up(keys, runs, number)
-  local fresh, from = nil, stream_id(number)
+-- Which of the run logs do not exist yet, or nil where all do.
+local function unwritten(keys, runs)
+  local fresh = nil
   for run = 1, runs do
     local length = redis.pcall('XLEN', keys[1 + run])
-    if type(length) == 'table' then return nil, false, length end
+    if type(length) == 'table' then return nil, length end
     if length == 0 then
       fresh = fresh or {}
       fresh[run] = true
-    elseif redis.call('XRANGE', keys[1 + run], from, '+', 'COUNT', 1)[1] then
-      return nil, false
     end
   end
-  return fresh, true
+  return fresh
 end
 
 -- Writes a group, whose first event is described from args[a] on. The part of its ids that is the same for
@@ -124,17 +122,16 @@ local function write(keys, args, a, count, number, written)
       sequence = n % SEQUENCES
       prefix = string.format('%.0f-', (n - sequence) / SEQUENCES)
     end
-    local id, run = prefix .. sequence, tonumber(args[a])
-    local name, kind, text = args[5 + run], args[a + 1], args[a + 2]
-    local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, 'r', name, 'k', kind, 'e', text)
+    local id, run, entry = prefix .. sequence, tonumber(args[a]), args[a + 1]
+    local added = redis.pcall('XADD', log, 'NOMKSTREAM', id, 'e', entry)
     if not added then return redis.error_reply(NO_LOG) end
     if type(added) == 'table' then return added end
-    call('XADD', keys[1 + run], id, 'r', name, 'k', kind, 'e', text)
+    call('XADD', keys[1 + run], id, 'e', entry)
     if not written[run] then
       written[run] = true
       call('PERSIST', keys[1 + run])
     end
-    a = a + 3
+    a = a + 2
   end
 end
 
@@ -165,18 +162,18 @@ end
 
 -- Appends what `append` says, from the ordinal `number` on. Answers nothing, and has written nothing, where
 -- there is already something from there on.
-local function append_from(keys, args, runs, number, now)
+local function append_from(keys, args, number, now)
   local young, old, known, places = keys[#keys - 2], keys[#keys - 1], keys[#keys], nil
-  local fresh, free, problem = looked_up(keys, runs, number)
-  if not free then return nil, problem end
+  local fresh, problem = unwritten(keys, #keys - 4)
+  if problem then return nil, problem end
   if fresh then
-    places, problem = room(known, tonumber(args[4]), now)
+    places, problem = room(known, tonumber(args[3]), now)
     if problem then return nil, problem end
   end
 
   local answers, writes, used, remembered, opened = {}, {}, {}, {}, {}
   local next_ordinal = number
-  local i = 6 + runs
+  local i = 5
   while i <= #args do
     local once, digest, count = args[i], args[i + 1], tonumber(args[i + 2])
     local first = next_ordinal
@@ -216,7 +213,7 @@ local function append_from(keys, args, runs, number, now)
       next_ordinal = next_ordinal + count
     end
     answers[#answers + 1] = first
-    i = i + 3 + 3 * count
+    i = i + 3 + 2 * count
   end
 
   local written = {}
@@ -228,7 +225,7 @@ local function append_from(keys, args, runs, number, now)
     end
     number = number + writes[w + 1]
   end
-  if remembered[1] then remember(young, old, remembered, tonumber(args[2]), tonumber(args[5])) end
+  if remembered[1] then remember(young, old, remembered, tonumber(args[1]), tonumber(args[4])) end
   for n = 1, #opened do redis.call('ZADD', known, now + LOOK_AGAIN_MS, opened[n]) end
   return answers
 end
@@ -237,42 +234,45 @@ end
 --
 -- KEYS  the shard log; the run logs; the young and the old table of idempotency keys; the set of run logs
 --       that there are
--- ARGV  the number of run logs, how many ms to remember an idempotency key, the highest ordinal that
---       the caller knows to be taken, how many run logs there may be, how many idempotency keys to
---       remember at most, the runs, then for each group:
+-- ARGV  how many ms to remember an idempotency key, the highest ordinal that the caller knows to be taken, how
+--       many run logs there may be, how many idempotency keys to remember at most, then for each group:
 --         its idempotency key or nothing, a digest of it, its number of events,
---         then for each event: which run, kind, text
+--         then for each event: which run, entry
 -- Answers, for each group, the ordinal of its first event; the others follow without a hole. A
 -- group whose key was used for the same digest before is not written again and answers what it
 -- answered then, below zero, so that repeats can be counted; with another digest it is not written and
 -- answers -1. A group with new runs for which there is no more room is not written and answers -2.
 --
 -- Ids go on from the clock, or from what the caller knows. Mostly that is above all there is, and that it is
--- not is found before anything is written; only then is it looked up what the logs hold.
+-- not the shard log says of the very first event; only then is it looked up what that holds. No run log holds
+-- more: each event is in the shard log first, and where that was lost `open` begins the next one above them.
 local function append(keys, args)
-  local runs, now = tonumber(args[1]), now_ms()
-  local number = math.max(now * SEQUENCES, tonumber(args[3]) + 1)
-  local answers, problem = append_from(keys, args, runs, number, now)
+  local now = now_ms()
+  local number = math.max(now * SEQUENCES, tonumber(args[2]) + 1)
+  local answers, problem = append_from(keys, args, number, now)
   if answers or problem then return answers or problem end
   local last
   last, problem = top(keys[1])
   if problem then return problem end
-  number = math.max(number, tips(keys, runs, last) + 1)
-  answers, problem = append_from(keys, args, runs, number, now)
-  return answers or problem or redis.error_reply('ERR the logs take no event')
+  answers, problem = append_from(keys, args, math.max(number, last + 1), now)
+  return answers or problem or redis.error_reply('ERR the log takes no event')
 end
 
--- Makes sure that a shard log and its group exist, and that its ids go on above a floor.
+-- Makes sure that a shard log and its group exist, and that its ids go on above a floor, and where it is new or
+-- was lost, above what run logs hold.
 --
--- KEYS  the shard log
+-- KEYS  the shard log; the set of run logs that there are
 -- ARGV  the group; the highest ordinal known to be taken
 -- Answers the highest ordinal taken.
 local function open(keys, args)
-  local log, floor = keys[1], tonumber(args[2])
+  local log, floor, last, problem = keys[1], tonumber(args[2]), 0, nil
+  if redis.call('EXISTS', log) == 1 then
+    last, problem = top(log)
+    if problem then return problem end
+  end
+  if last == 0 then floor = tips(keys[2], floor) end
   local created = redis.pcall('XGROUP', 'CREATE', log, args[1], '0', 'MKSTREAM', 'ENTRIESREAD', 0)
   if created.err and not string.find(created.err, 'BUSYGROUP') then return created end
-  local last, problem = top(log)
-  if problem then return problem end
   if floor > last then
     redis.call('XSETID', log, stream_id(floor))
     return floor

@@ -20,7 +20,7 @@ from relay.errors import Unavailable
 from relay.hub import Hub
 from relay.link import Link, bulk
 from relay.sse import Frame
-from relay.stream.entry import MalformedEntry, decode_record, frame
+from relay.stream.entry import MalformedEntry, decode_record, frame, run_of
 from relay.stream.keys import ShardKeys, StreamId, top_of
 
 log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Tailer:
         runs: dict[str, list[Frame]] = {}
         watches = self._hub.watches
         for stream_id, fields in entries:
-            if not watches(fields[1].decode()):
+            if not watches(run_of(fields[1])):
                 continue
             try:
                 record = decode_record(stream_id, fields, self._shard)

@@ -7,6 +7,7 @@ from typing import Any
 import redis
 
 from relay.connect import persister_redis
+from relay.stream.entry import FIELD, run_of
 from relay.stream.group import claims
 from relay.stream.keys import GROUP, ShardKeys, StreamId, event_id
 from tests import sql
@@ -80,6 +81,6 @@ class Stores:
 
 def seen(stream_id: bytes, fields: dict[bytes, bytes], shard: int = 0) -> Seen:
     """What an entry holds, whatever its seal says."""
-    text = fields[b"e"]
-    details = json.loads(text[: text.rindex(b"}") + 1])["details"]
-    return Seen(event_id(StreamId.parse(stream_id), shard), mark_of(fields[b"r"].decode(), details))
+    sealed = fields[FIELD]
+    details = json.loads(sealed[sealed.index(b"{") : sealed.rindex(b"}") + 1])["details"]
+    return Seen(event_id(StreamId.parse(stream_id), shard), mark_of(run_of(sealed), details))

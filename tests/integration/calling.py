@@ -13,7 +13,7 @@ REMEMBER_MS = 60_000
 
 
 def open_log(store: redis.Redis, floor: int = FLOOR) -> int:
-    answer: Any = store.fcall(functions.OPEN, 1, KEYS.log, GROUP, floor)
+    answer: Any = store.fcall(functions.OPEN, 2, KEYS.log, KEYS.runs, GROUP, floor)
     return int(answer)
 
 
@@ -23,18 +23,18 @@ Group = tuple[str | None, str, list[tuple[str, str]]]
 
 def append(store: redis.Redis, *groups: Group, quota: int = 1000, known_keys: int = 1000) -> list[int]:
     runs = list(dict.fromkeys(run for _, _, events in groups for run, _ in events))
-    args: list[Any] = [len(runs), REMEMBER_MS, FLOOR, quota, known_keys, *runs]
+    args: list[Any] = [REMEMBER_MS, FLOOR, quota, known_keys]
     for key, digest, events in groups:
         args += [key or "", digest, len(events)]
         for run, text in events:
-            args += [runs.index(run) + 1, "toy", text]
+            args += [runs.index(run) + 1, text]
     keys = [KEYS.log, *map(KEYS.run, runs), *KEYS.once, KEYS.runs]
     answer: Any = store.fcall(functions.APPEND, len(keys), *keys, *args)
     return list(answer)
 
 
 def entries(store: redis.Redis, key: str) -> list[tuple[int, str]]:
-    """A stream as (ordinal, text)."""
+    """A stream as (ordinal, entry)."""
     found: Any = store.xrange(key)
     return [(StreamId.parse(id).ordinal, fields[b"e"].decode()) for id, fields in found]
 

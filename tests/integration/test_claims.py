@@ -216,14 +216,14 @@ def test_the_shard_log_loses_what_is_archived_and_old(opened: redis.Redis) -> No
 def test_an_entry_is_buried_once(opened: redis.Redis) -> None:
     append(opened, (None, "", [("a", "1")]))
     held = claimed(opened, "p", 1)
-    letter = ["id", held.ids[0], "reason", "why", "r", "a"]
+    letter = ["id", held.ids[0], "reason", "why", "e", "a"]
     assert [settle(opened, held, "a", 1000, letter, letter), settle(opened, held, "a", 1000, letter)] == [
         1,
         0,
     ]
     letters: Any = opened.xrange(KEYS.dead_letters)
     assert [fields for _, fields in letters] == [
-        {b"id": held.ids[0].encode(), b"reason": b"why", b"r": b"a"}
+        {b"id": held.ids[0].encode(), b"reason": b"why", b"e": b"a"}
     ] * 2
     assert claims(opened, KEYS) == []
 

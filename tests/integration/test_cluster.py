@@ -22,7 +22,7 @@ from relay import connect
 from relay.cli import main as relay_command
 from relay.connect import Database
 from relay.history import History
-from relay.stream.entry import NewEvent
+from relay.stream.entry import NewEvent, run_of
 from relay.stream.keys import EPOCH_MS, MAX_SHARDS, ShardKeys, shard_of_run
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -103,7 +103,9 @@ def in_redis(cluster: Cluster) -> set[tuple[str, str]]:
             found |= {(key, key.rpartition(":")[2]) for key in keys if "run-" in key}
             for key in client.scan_iter(_type="STREAM"):
                 entries: Any = client.xrange(key)
-                found |= {(f"{key} {id}", fields["r"]) for id, fields in entries if "r" in fields}
+                found |= {
+                    (f"{key} {id}", run_of(fields["e"].encode())) for id, fields in entries if "e" in fields
+                }
     return found
 
 
@@ -160,7 +162,7 @@ def test_dead_letters_of_all_shards_are_listed_shown_and_stored(
     assert [line[:2] for line in listed] == [[key, f"run-{shard}"] for shard, key in enumerate(keys)]
     for shard in (0, MAX_SHARDS - 1):
         shown = json.loads("\n".join(typed(persister_command, f"dead-letters show {keys[shard]}")))
-        assert (shown["r"], shown["id"]) == (f"run-{shard}", f"{EPOCH_MS + shard}-0")
+        assert (run_of(shown["e"].encode()), shown["id"]) == (f"run-{shard}", f"{EPOCH_MS + shard}-0")
 
     assert typed(persister_command, f"dead-letters requeue {keys[5]}") == [f"{keys[5]}\tstored"]
     assert archived(servers) == ["run-5"]

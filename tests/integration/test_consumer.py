@@ -10,7 +10,7 @@ import redis
 from persister.consumer import READ_COUNT, RUNS_AT_ONCE, Batch, Consumer, NotKept, Settlement
 from persister.settings import Settings
 from relay.connect import persister_redis
-from relay.stream.entry import NewEvent
+from relay.stream.entry import NewEvent, run_of
 from relay.stream.group import claims
 from relay.stream.keys import ShardKeys
 from relay.stream.publish import Publisher
@@ -84,7 +84,7 @@ def of_many_runs() -> list[NewEvent]:
 
 def dealt_with(batch: Batch | None, *letters: Sequence[str]) -> Settlement:
     assert batch
-    return Settlement(batch, {fields[1].decode(): id.decode() for id, fields in batch.deliveries}, letters)
+    return Settlement(batch, {run_of(fields[1]): id.decode() for id, fields in batch.deliveries}, letters)
 
 
 def expiring(client: redis.Redis) -> int:
@@ -238,7 +238,7 @@ def test_a_batch_is_bounded_in_bytes_also_where_large_events_come_after_small_on
     small, large, most = b"x" * 100, b"x" * 4_000, 1 << 20
     with client.pipeline(transaction=False) as pipe:
         for text in [small] * 9_000 + [large] * 2_000 + [small] * 10:
-            pipe.xadd(KEYS.log, {"r": "a", "k": "toy", "e": text})
+            pipe.xadd(KEYS.log, {"e": text})
         pipe.execute()
     settings = Settings(persister_name="p", persister_batch_bytes=most)
     its = Consumer(client, 0, settings, lambda: 0)

@@ -22,7 +22,7 @@ from relay.connect import database, persister_redis
 from relay.errors import DatabaseUnavailable
 from relay.spans import Spans
 from relay.stream import functions
-from relay.stream.entry import NewEvent, traced
+from relay.stream.entry import FIELD, NewEvent, head_of, traced
 from relay.stream.keys import GROUP, ShardKeys, StreamId, stream_id
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -263,14 +263,14 @@ async def test_what_is_no_event_at_all_goes_to_the_dead_letters(
 ) -> None:
     await publisher.append([event(), NewEvent("run-1", "from_the_future", b'{"n":1}')])
     client.xadd(KEYS.log, {"some": "thing"})
-    client.xadd(KEYS.log, {**entry(event()), "e": event().text})
-    client.xadd(KEYS.log, {**entry(event()), "r": 'run-1","id":"1'})
+    client.xadd(KEYS.log, {FIELD: head_of("run-1", "run_log") + event().text})
+    client.xadd(KEYS.log, entry(event('run-1","id":"1')))
     drain(persister())
     assert [letter.reason for letter in DeadLetters([client])] == [
         "its kind is not known to this version",
-        "it does not have the fields of an event",
+        "it does not have the field of an event",
         "it is damaged: its checksum does not fit",
-        "it is damaged: a name in it is not one that the relay writes",
+        "it is damaged: it does not begin with a run and a kind",
     ]
     assert (len(rows(servers.database_url)), pending(client)) == (1, 0)
 
@@ -365,7 +365,7 @@ async def test_a_run_log_that_ends_with_a_dead_letter_gets_its_expiry(
     await publisher.append([event("bad"), event("bad", details={"text": "a\x00b"}), event("new")])
     await publisher.append([NewEvent("new", "of_a_later_version", b'{"a":1}')])
     await publisher.append([event("damaged"), NewEvent("damaged", "paper_generation_progress", b"no object")])
-    client.xadd(KEYS.log, {"r": "a name that no run has", "k": "", "e": ""})
+    client.xadd(KEYS.log, {FIELD: "a name that no run has"})
     drain(persister())
     assert len(list(DeadLetters([client]))) == 4
     assert pending(client) == 0

@@ -16,7 +16,7 @@ from relay.cli import main
 from relay.connect import database, persister_redis
 from relay.erase import ERASED_S, Erased, StillHeld, erase
 from relay.events.registry import TABLES
-from relay.stream.entry import NewEvent, decode
+from relay.stream.entry import FIELD, NewEvent, decode, run_of
 from relay.stream.keys import MAX_SHARDS, ShardKeys
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
@@ -42,7 +42,7 @@ def traces(client: redis.Redis, run_id: str) -> list[Any]:
     found: list[Any] = [key for key in client.scan_iter() if run_id.encode() in key]
     for stream in (KEYS.log, KEYS.dead_letters):
         entries: Any = client.xrange(stream)
-        found += [id for id, fields in entries if fields[b"r"] == run_id.encode()]
+        found += [id for id, fields in entries if run_of(fields[FIELD]) == run_id]
     names: Any = client.zrange(KEYS.runs, 0, -1)
     return found + [name for name in names if run_id.encode() in name]
 
@@ -75,7 +75,7 @@ def test_it_is_erased_from_every_shard_whatever_the_environment_says_of_them(
     last = ShardKeys(MAX_SHARDS - 1)
     client.set(last.owner(GONE), "7:42")
     for stream in (last.log, last.run(GONE), last.dead_letters):
-        client.xadd(stream, {"r": GONE, "k": "unheard_of", "e": "{}"})
+        client.xadd(stream, {FIELD: f"{GONE} unheard_of{{}}"})
     done = CliRunner().invoke(main, ["erase", GONE])
     assert done.output == "Erased: 1 entries, 0 rows, 1 dead letters.\n"
     assert [client.exists(last.owner(GONE), last.run(GONE)), client.xlen(last.log)] == [0, 0]

@@ -110,10 +110,11 @@ async def test_entries_that_are_no_events_are_passed_over(
 ) -> None:
     await publisher.append([event()])
     found: Any = client.xrange(ShardKeys(0).log)
-    whole = found[0][1]
-    client.xadd(ShardKeys(0).log, {**whole, b"e": whole[b"e"].replace(b"step", b"stop")})
-    client.xadd(ShardKeys(0).log, {"some": "run-1"})
-    client.xadd(ShardKeys(0).log, {"r": "run-1", "k": "paper_generation_progress", "e": "?"})
+    whole = found[0][1][b"e"]
+    client.xadd(ShardKeys(0).log, {"e": whole.replace(b"step", b"stop")})
+    client.xadd(ShardKeys(0).log, {"some": whole})
+    for damaged in (b"run-1 paper_generation_progress?", b"run-1 ", b"run-1", b"\xff\xfe "):
+        client.xadd(ShardKeys(0).log, {"e": damaged})
     await publisher.append([event()])
     await until(lambda: len(seen(tailed.wire)) == 2, "the events around them")
 

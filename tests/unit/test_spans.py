@@ -289,7 +289,7 @@ async def test_what_is_appended_outside_of_a_traced_request_carries_nothing(span
 
 def entry(traceparent: str, kind: bytes = b"run_log") -> Sequence[bytes]:
     text = EVENT.text + (f"{traceparent}~".encode() if traceparent else b"")
-    return [b"r", b"run-1", b"k", kind, b"e", text + SEAL]
+    return [b"e", b"run-1 " + kind + text + SEAL]
 
 
 def test_a_batch_has_a_span_for_each_append_that_its_events_came_by(spans: Spans) -> None:

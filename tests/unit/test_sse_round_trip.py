@@ -54,8 +54,8 @@ def frame_of(number: int, value: object, raw: bool) -> Frame:
         )
     taken = parse_event(PaperGenerationProgress, written.encode())
     stream_id = f"{EPOCH_MS + number}-0".encode()
-    fields = [part for name, value in entry(taken).items() for part in (name.encode(), value)]
-    made = frame(decode(stream_id, fields, 0).record)
+    ((name, sealed),) = entry(taken).items()
+    made = frame(decode(stream_id, [name, sealed], 0).record)
     assert made is not None
     return made
 
