@@ -45,6 +45,11 @@ WORTH_A_CALL = 8
 """Events that leave beside a call that is under way. Fewer wait for its answer, and leave with those who come
 until then: each call costs the server a sync of its own, and many small ones take longer than a few."""
 
+ENOUGH = 24
+"""Requests that leave at once, though more may have come in with them: while the server has these, those are
+taken in. Else producers who wait for their answers fall in step, all in one call, and server and worker take
+turns."""
+
 PATIENCE_S = 0.02
 """How long they wait for it at most, since its connection may be the one that does not answer."""
 
@@ -192,10 +197,12 @@ class _Lane:
 
     def submit(self, events: Sequence[NewEvent], key: str | None, settled: Settled) -> None:
         self._waiting.append(Group(events, key, self._loop.time(), settled))
+        if len(self._waiting) >= ENOUGH and self._idle:
+            self._send()
         self._leave_soon()
 
     def _leave_soon(self) -> None:
-        """Not at once: more may have come in with it."""
+        """Not at once: more may have come in with them."""
         if self._waiting and self._idle and not self._leaving:
             self._leaving = True
             self._loop.call_soon(self._leave)

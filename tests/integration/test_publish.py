@@ -20,7 +20,7 @@ from relay.processes import running
 from relay.stream import functions, publish
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
-from relay.stream.publish import CALL_EVENTS, WORTH_A_CALL, Publisher
+from relay.stream.publish import CALL_EVENTS, ENOUGH, LINKS, WORTH_A_CALL, Publisher
 from tests.conftest import Servers
 from tests.integration.conftest import publisher_to
 from tests.waiting import until
@@ -66,7 +66,7 @@ async def test_requests_at_the_same_time_share_calls_and_keep_their_own_ids(
         assert logged(client, ShardKeys(0).run(f"run-{number}"))[-len(ids) :] == ids
     assert len(logged(client)) == sum(sizes) + 1
     stats: Any = client.info("commandstats")
-    assert stats["cmdstat_fcall"]["calls"] <= 2 + sum(sizes) // CALL_EVENTS
+    assert stats["cmdstat_fcall"]["calls"] <= LINKS + 1 + sum(sizes) // CALL_EVENTS
 
 
 @pytest.mark.parametrize(("events", "calls"), [(1, 2), (WORTH_A_CALL, 3)])
@@ -91,6 +91,29 @@ async def test_few_that_come_while_a_call_is_under_way_leave_together_once_it_is
     await asyncio.gather(first, *appended)
     stats: Any = client.info("commandstats")
     assert stats["cmdstat_fcall"]["calls"] == calls
+
+
+async def test_many_requests_leave_while_the_event_loop_takes_in_others_and_fewer_once_it_has(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.append([event()])
+    link, calls, settled = publisher._lanes[0]._idle[-1], [], list[Any]()
+    ask = link.ask
+
+    def noted(*words: Any) -> None:
+        calls.append(len(settled))
+        ask(*words)
+
+    monkeypatch.setattr(link, "ask", noted)
+    for _ in range(ENOUGH - 1):
+        publisher.submit([event()], None, settled.append)
+    assert calls == []
+    publisher.submit([event()], None, settled.append)
+    assert len(calls) == 1
+    publisher.submit([event()], None, settled.append)
+    await until(lambda: len(settled) == ENOUGH + 1, "all to be stored")
+    first, *others = settled
+    assert others[: ENOUGH - 1] == list(range(first + 1, first + ENOUGH)), "those of one call"
 
 
 async def test_the_same_key_and_events_are_stored_once_however_many_send_them(
