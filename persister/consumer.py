@@ -210,9 +210,8 @@ class Consumer:
             # From its beginning on, since what is archived already is left out. And above all ids in the
             # archive, since they never come again.
             floor = ordinal_above(self._highest())
-            keys = self._keys.log, self._keys.runs
             with self._connection() as connection:
-                self._call(connection, command("FCALL", functions.OPEN, len(keys), *keys, GROUP, floor))
+                self._call(connection, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
         self._position = str(position or StreamId(0, 0)).encode()
 
     def _take_over(self, connection: Any, idle_ms: int | None = None) -> Batch | None:

@@ -1,7 +1,7 @@
 """The call of the append function, as it goes over the wire. Pure: no I/O.
 
-Packed here and not word by word by the driver: what comes again from call to call is in bytes already, what
-names an event's run and kind is made once a call, and that leaves a look-up and a format for each event.
+Packed here and not word by word by the driver: what comes again from call to call is in bytes already, also
+what the entries of a run and kind begin with, and that leaves a look-up and a format for each event.
 """
 
 from collections.abc import Iterable, Sequence

@@ -26,7 +26,8 @@ FIELD = b"e"
 
 SEAL_BYTES = 8
 
-OPEN, CLOSE = b"{", ord("}")
+_OPEN = b"{"
+CLOSE = ord("}")
 
 LARGEST_BODY = 16 * 1024 * 1024
 """What the body of an event may be allowed to have, in bytes."""
@@ -38,7 +39,8 @@ _NAME = re.compile(RUN_ID)
 
 _HEAD = re.compile(f"({RUN_ID}) ({RUN_ID})".encode())
 
-_LONGEST_HEAD = 257
+_LONGEST_HEAD = 2 * 128 + 1
+"""What RUN_ID lets two names have, and the space between them."""
 
 _TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 
@@ -96,10 +98,8 @@ def head_of(run_id: str, kind: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def names_in(head: bytes) -> Names:
-    """Raises MalformedEntry for what could be more than names where it is put into JSON, or into a row.
-
-    (Here, since this is asked once for many.)
-    """
+    """The names that an entry begins with. Raises MalformedEntry for what could be more than names where it
+    is put into JSON, or into a row: asked here, where the answer is remembered for many entries."""
     found = _HEAD.fullmatch(head)
     if found is None:
         raise MalformedEntry("it is damaged: it does not begin with a run and a kind")
@@ -113,7 +113,7 @@ def run_of(sealed: bytes) -> str:
 
 def kind_of(sealed: bytes) -> str:
     """The kind of an entry that can be decoded."""
-    return names_in(sealed[: sealed.index(OPEN)]).kind
+    return names_in(sealed[: sealed.index(_OPEN)]).kind
 
 
 def decode(stream_id: bytes, fields: Sequence[bytes], shard: int) -> Entry:
@@ -147,8 +147,8 @@ def _parts(stream_id: bytes, fields: Sequence[bytes], shard: int) -> tuple[int, 
             raise ValueError
     except ValueError as error:
         raise MalformedEntry("it does not have the field of an event") from error
-    start = sealed.find(OPEN, 0, _LONGEST_HEAD + 1)
-    names = names_in(sealed[:start])
+    start = sealed.find(_OPEN, 0, _LONGEST_HEAD + 1)
+    names = names_in(sealed[: max(start, 0)])
     text = _unsealed(sealed, start, names.seal)
     if len(text) <= 2 or text[-1] != CLOSE:
         text = untraced(text)
@@ -185,7 +185,7 @@ def without_trace(sealed: bytes) -> bytes:
 def _trace_in(sealed: bytes) -> "re.Match[bytes] | None":
     if sealed[-SEAL_BYTES - 1 : -SEAL_BYTES] != b"~":
         return None  # most have none, and looking for one takes the longer the more text there is
-    return _TRACED.fullmatch(sealed, sealed.find(OPEN), len(sealed) - SEAL_BYTES)
+    return _TRACED.fullmatch(sealed, sealed.find(_OPEN), len(sealed) - SEAL_BYTES)
 
 
 def untraced(text: bytes) -> bytes:

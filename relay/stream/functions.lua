@@ -13,8 +13,9 @@ local NO_GROUP = 'NOGROUP the shard log or its group does not exist'
 local LOOK_AGAIN_MS = 60000
 local LOOKS = 1000
 
--- Words of one command: far below what Lua can pass to it.
+-- Words of one command, and run logs in one: far below what Lua can pass to it.
 local WORDS_AT_ONCE = 500
+local LOGS_AT_ONCE = 200
 
 local function ordinal(id)
   local ms, sequence = string.match(id, '^(%d+)-(%d+)$')
@@ -85,28 +86,33 @@ local function unopened(fresh, args, a, count)
   return found
 end
 
--- The highest ordinal of all run logs, not below `last`. Of each only an entry above that is looked at: they may
--- be large. (They share the hash tag of the keys that are declared.)
-local function tips(known, last)
-  for _, run in ipairs(redis.call('ZRANGEBYSCORE', known, '-inf', '+inf')) do
-    local above = redis.call('XREVRANGE', run, '+', '(' .. stream_id(last), 'COUNT', 1)[1]
-    if above then last = ordinal(above[1]) end
+-- The highest ordinal of these run logs, not below `last`.
+local function tips(keys, runs, last)
+  for run = 1, runs do
+    local tip = redis.call('XREVRANGE', keys[1 + run], '+', '-', 'COUNT', 1)
+    if tip[1] then last = math.max(last, ordinal(tip[1][1])) end
   end
   return last
 end
 
--- Which of the run logs do not exist yet, or nil where all do.
-local function unwritten(keys, runs)
-  local fresh = nil
-  for run = 1, runs do
-    local length = redis.pcall('XLEN', keys[1 + run])
-    if type(length) == 'table' then return nil, length end
-    if length == 0 then
-      fresh = fresh or {}
-      fresh[run] = true
-    end
+-- Which of the run logs do not exist yet, or nil where all do; and whether none has an entry from the
+-- ordinal `number` on. Asked for many at once, and their entries themselves are not looked at: they may be large.
+local function looked_up(keys, runs, number)
+  local before, there = stream_id(number - 1), 0
+  for first = 2, runs + 1, LOGS_AT_ONCE do
+    local last = math.min(first + LOGS_AT_ONCE - 1, runs + 1)
+    local words = {unpack(keys, first, last)}
+    for _ = first, last do words[#words + 1] = before end
+    local newer = redis.pcall('XREAD', 'COUNT', 1, 'STREAMS', unpack(words))
+    if newer then return nil, false, newer.err and newer end
+    there = there + redis.call('EXISTS', unpack(keys, first, last))
   end
-  return fresh
+  if there == runs then return nil, true end
+  local fresh = {}
+  for run = 1, runs do
+    if redis.call('EXISTS', keys[1 + run]) == 0 then fresh[run] = true end
+  end
+  return fresh, true
 end
 
 -- Writes a group, whose first event is described from args[a] on. The part of its ids that is the same for
@@ -164,8 +170,8 @@ end
 -- there is already something from there on.
 local function append_from(keys, args, number, now)
   local young, old, known, places = keys[#keys - 2], keys[#keys - 1], keys[#keys], nil
-  local fresh, problem = unwritten(keys, #keys - 4)
-  if problem then return nil, problem end
+  local fresh, free, problem = looked_up(keys, #keys - 4, number)
+  if not free then return nil, problem end
   if fresh then
     places, problem = room(known, tonumber(args[3]), now)
     if problem then return nil, problem end
@@ -244,8 +250,7 @@ end
 -- answers -1. A group with new runs for which there is no more room is not written and answers -2.
 --
 -- Ids go on from the clock, or from what the caller knows. Mostly that is above all there is, and that it is
--- not the shard log says of the very first event; only then is it looked up what that holds. No run log holds
--- more: each event is in the shard log first, and where that was lost `open` begins the next one above them.
+-- not is found before anything is written; only then is it looked up what the logs hold.
 local function append(keys, args)
   local now = now_ms()
   local number = math.max(now * SEQUENCES, tonumber(args[2]) + 1)
@@ -254,25 +259,22 @@ local function append(keys, args)
   local last
   last, problem = top(keys[1])
   if problem then return problem end
-  answers, problem = append_from(keys, args, math.max(number, last + 1), now)
-  return answers or problem or redis.error_reply('ERR the log takes no event')
+  number = math.max(number, tips(keys, #keys - 4, last) + 1)
+  answers, problem = append_from(keys, args, number, now)
+  return answers or problem or redis.error_reply('ERR the logs take no event')
 end
 
--- Makes sure that a shard log and its group exist, and that its ids go on above a floor, and where it is new or
--- was lost, above what run logs hold.
+-- Makes sure that a shard log and its group exist, and that its ids go on above a floor.
 --
--- KEYS  the shard log; the set of run logs that there are
+-- KEYS  the shard log
 -- ARGV  the group; the highest ordinal known to be taken
 -- Answers the highest ordinal taken.
 local function open(keys, args)
-  local log, floor, last, problem = keys[1], tonumber(args[2]), 0, nil
-  if redis.call('EXISTS', log) == 1 then
-    last, problem = top(log)
-    if problem then return problem end
-  end
-  if last == 0 then floor = tips(keys[2], floor) end
+  local log, floor = keys[1], tonumber(args[2])
   local created = redis.pcall('XGROUP', 'CREATE', log, args[1], '0', 'MKSTREAM', 'ENTRIESREAD', 0)
   if created.err and not string.find(created.err, 'BUSYGROUP') then return created end
+  local last, problem = top(log)
+  if problem then return problem end
   if floor > last then
     redis.call('XSETID', log, stream_id(floor))
     return floor

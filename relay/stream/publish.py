@@ -390,8 +390,7 @@ class _Lane:
             floor = max(ordinal_above(await self._floor()), self._highest)
         except (DatabaseUnavailable, Misconfigured) as error:  # or it has no tables yet
             raise NotStored from error
-        keys = self._keys.log, self._keys.runs
-        await once.call(link, command("FCALL", functions.OPEN, len(keys), *keys, GROUP, floor))
+        await once.call(link, command("FCALL", functions.OPEN, 1, self._keys.log, GROUP, floor))
         self.trouble.over()
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ REMEMBER_MS = 60_000
 
 
 def open_log(store: redis.Redis, floor: int = FLOOR) -> int:
-    answer: Any = store.fcall(functions.OPEN, 2, KEYS.log, KEYS.runs, GROUP, floor)
+    answer: Any = store.fcall(functions.OPEN, 1, KEYS.log, GROUP, floor)
     return int(answer)
 
 

@@ -200,31 +200,34 @@ def test_opening_again_changes_nothing_and_never_lowers_the_top(opened: redis.Re
     assert everything(opened) == before
 
 
-def test_run_logs_that_outlived_the_shard_log_still_bound_the_ids(opened: redis.Redis) -> None:
-    (first,) = append(opened, (None, "", [(run, "1") for run in "abc"]))
+def test_a_run_log_that_outlived_the_shard_log_still_bounds_the_ids(opened: redis.Redis) -> None:
+    future = StreamId.from_ordinal(append(opened, (None, "", [("a", "1")]))[0] + 10**9)
+    opened.xadd(KEYS.run("a"), {"e": "2"}, id=str(future))
+    assert append(opened, (None, "", [("a", "3")])) == [future.ordinal + 1]
+
+
+@pytest.mark.parametrize("ahead", [0, 199, 200, 399, 400])
+def test_however_many_run_logs_a_call_has_the_one_that_is_ahead_bounds_its_ids(
+    opened: redis.Redis, ahead: int
+) -> None:
+    runs = [str(number) for number in range(401)]
+    (first,) = append(opened, (None, "", [(run, "1") for run in runs]))
     future = StreamId.from_ordinal(first + 10**9)
-    for run, ahead in (("a", 0), ("b", 5), ("c", 1)):
-        opened.xadd(KEYS.run(run), {"e": "2"}, id=str(StreamId(future.ms, future.sequence + ahead)))
-    opened.delete(KEYS.log)
-    assert open_log(opened, FLOOR) == future.ordinal + 5
-    assert append(opened, (None, "", [("d", "3"), ("b", "4")])) == [future.ordinal + 6]
+    opened.xadd(KEYS.run(runs[ahead]), {"e": "2"}, id=str(future))
+    assert append(opened, (None, "", [(run, "3") for run in runs])) == [future.ordinal + 1]
+    assert opened.xlen(KEYS.log) == 2 * len(runs)
 
 
-def test_the_run_logs_do_not_lower_a_floor(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", "1")]))
-    opened.delete(KEYS.log)
-    now: Any = opened.time()
-    floor = StreamId((now[0] + 3600) * 1000, 7).ordinal
-    assert open_log(opened, floor) == floor
-
-
-def test_where_what_bounds_the_ids_can_not_be_read_no_log_is_made(opened: redis.Redis) -> None:
-    append(opened, (None, "", [("a", "1")]))
-    opened.delete(KEYS.log)
-    opened.set(KEYS.run("a"), "not what it should be")
-    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
-        open_log(opened)
-    assert not opened.exists(KEYS.log)
+@pytest.mark.parametrize("fresh", [0, 199, 200, 399, 400])
+def test_however_many_run_logs_a_call_has_those_that_are_new_are_counted(
+    opened: redis.Redis, fresh: int
+) -> None:
+    runs = [str(number) for number in range(401)]
+    append(opened, (None, "", [(run, "1") for run in runs if run != str(fresh)]))
+    everybody: Group = (None, "", [(run, "2") for run in runs])
+    assert append(opened, everybody, quota=400) == [-2]
+    assert append(opened, everybody, quota=401) > [0]
+    assert opened.zcard(KEYS.runs) == 401
 
 
 def test_the_library_changes_its_name_with_its_source() -> None:

@@ -22,7 +22,7 @@ def test_of_a_log_that_no_persister_has_come_to_nothing_is_trimmed(client: redis
         return trimmer.trim(timedelta(seconds=-1)), last_delivered(client, KEYS.log)
 
     assert looked_at() == (0, None), "there is no log"
-    entries: list[Any] = [client.xadd(KEYS.log, {"r": "run-1"}) for _ in range(200)]
+    entries: list[Any] = [client.xadd(KEYS.log, {"e": "run-1"}) for _ in range(200)]
     assert looked_at() == (0, None), "nobody reads it"
     client.xgroup_create(KEYS.log, "somebody-else", "$")
     assert looked_at() == (0, None), "another reads it"

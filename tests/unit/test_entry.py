@@ -75,12 +75,31 @@ def test_an_entry_says_of_what_run_and_kind_it_is(run: str, kind: str, text: byt
     assert named(ID, item, 0) == (run, event_id(StreamId.parse(ID), 0))
 
 
-@pytest.mark.parametrize("entry", [b"", b"run-1", b" toy", b"\xff toy", b"a" * 129 + b" toy", b"a/b toy"])
-def test_what_names_no_run_is_of_none(entry: bytes) -> None:
+def test_names_may_be_as_long_as_a_webhook_takes_them() -> None:
+    run, kind = 128 * "r", 128 * "k"
+    item = written(NewEvent(run, kind, TEXT))
+    assert decode(ID, item, 0)[1:] == (run, kind, TEXT)
+    assert (run_of(item[1]), kind_of(item[1])) == (run, kind)
+
+
+@pytest.mark.parametrize(
+    ("entry", "run"),
+    [
+        (b"", ""),
+        (b"run-1", ""),
+        (b" toy", ""),
+        (b"\xff toy", "\ufffd"),
+        (b"a" * 129 + b" toy", "a" * 129),
+        (b"a" * 300 + b" toy", ""),
+        (b"a/b toy", "a/b"),
+    ],
+)
+def test_what_names_no_run_is_of_none(entry: bytes, run: str) -> None:
+    assert run_of(entry) == run
     assert named(ID, [b"e", entry], 0) is None
-    assert run_of(entry) != "run-1"
-    with pytest.raises(MalformedEntry):
-        decode(ID, sealed(entry), 0)
+    for item in ([b"e", entry], sealed(entry), sealed(entry + TEXT)):
+        with pytest.raises(MalformedEntry, match="damaged"):
+            decode(ID, item, 0)
 
 
 @pytest.mark.parametrize("fields", [[], [b"e"], [b"r", b"1"], [b"e", b"1", b"k", b"2"], None])
