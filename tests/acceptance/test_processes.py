@@ -155,7 +155,7 @@ def test_dead_letters_are_listed_shown_and_requeued(relay: Relay) -> None:
     assert (run_id, kind, reason) == ("run-1", "unheard_of", "its kind is not known to this version")
     shown = command("persister", "dead-letters", "show", key, **stores(relay))
     said = json.loads(shown.stdout)
-    assert (said["e"][:-SEAL_BYTES], said["reason"]) == ('{"text":"π"}', reason)
+    assert (said["e"][:-SEAL_BYTES], said["reason"]) == ('run-1 unheard_of{"text":"π"}', reason)
     requeued = command("persister", "dead-letters", "requeue", "--all", **stores(relay))
     assert (requeued.returncode, requeued.stdout) == (1, f"{key}\tthis version can not read it\n")
     gone = command("persister", "dead-letters", "requeue", "0/1-1", **stores(relay))
