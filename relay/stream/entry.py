@@ -20,7 +20,7 @@ from zlib import crc32
 
 from relay.events.registry import REGISTRY
 from relay.sse import Frame
-from relay.stream.keys import RUN_ID, created_at, id_of
+from relay.stream.keys import LONGEST_NAME, RUN_ID, created_at, id_of
 
 FIELD = b"e"
 
@@ -39,8 +39,8 @@ _NAME = re.compile(RUN_ID)
 
 _HEAD = re.compile(f"({RUN_ID}) ({RUN_ID})".encode())
 
-_LONGEST_HEAD = 2 * 128 + 1
-"""What RUN_ID lets two names have, and the space between them."""
+_LONGEST_HEAD = 2 * LONGEST_NAME + 1
+"""Two names, and the space between them."""
 
 _TRACED = re.compile(rb"(\{.+\})(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})~", re.DOTALL)
 

@@ -26,7 +26,8 @@ TIMES, BELOW_TIME = 1 << TIME_BITS, SHARD_BITS + SEQUENCE_BITS
 """How many milliseconds there are, and how many bits are behind them."""
 MAX_EVENT_ID = (TIMES << BELOW_TIME) - 1
 
-RUN_ID = r"[A-Za-z0-9._:-]{1,128}"
+LONGEST_NAME = 128
+RUN_ID = rf"[A-Za-z0-9._:-]{{1,{LONGEST_NAME}}}"
 """What a run may be called. No braces: a name can not steer a key into another cluster slot."""
 
 GROUP = "persister"
