@@ -11,8 +11,9 @@ _MEETS = {">=": operator.ge, "<=": operator.le}
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. Each list has a figure for each round; the medians are shown, and the ratio is ours
-    to the peer's, or to the limit's where `to_limit` says so."""
+    """One comparison. Each list has a figure for each round, and the medians are shown. The ratio is ours to
+    the peer's, or to the limit's where `to_limit` says so: the median of what each round says by itself, since
+    within a round the machine is the most alike."""
 
     what: str
     unit: str
@@ -26,7 +27,8 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        return median(self.ours) / median(self.limit if self.to_limit else self.peer)
+        others = self.limit if self.to_limit else self.peer
+        return median(our / other for our, other in zip(self.ours, others, strict=True))
 
     @property
     def met(self) -> bool | None:

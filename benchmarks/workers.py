@@ -10,18 +10,19 @@ from benchmarks.sizes import Sizes
 from benchmarks.table import Row
 
 BOTH = f"{WEB},{REST}"
-FACTOR = 2
-"""So many times the usual producers, for one and for two workers alike: each of two then has the usual."""
+PRODUCERS = 2 * ingest.PRODUCERS
+"""For one and for two workers alike: each of two then has the usual. For the fan-out half of them: of fewer,
+all that each of two has would leave in one call, and wait for it together."""
 
 
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
     short = replace(sizes, seconds=sizes.slice_s)
 
     def ingested(relay: Relay, cores: str) -> float:
-        return ingest.rate(lab, relay, short, producers=FACTOR * ingest.PRODUCERS, cores=cores)
+        return ingest.rate(lab, relay, short, producers=PRODUCERS, cores=cores)
 
     def delivered(relay: Relay, cores: str) -> float:
-        return fanout.deliveries(lab, relay, short, producers=FACTOR * fanout.PRODUCERS, cores=cores)
+        return fanout.deliveries(lab, relay, short, producers=PRODUCERS // 2, cores=cores)
 
     def delivered_singly(relay: Relay, cores: str) -> float:
         return fanout.deliveries(lab, relay, short, producers=1, cores=cores)

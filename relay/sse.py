@@ -28,18 +28,19 @@ class Framing(IntEnum):
     LABELLED = 2  # the same, and the message says which run it is about
 
 
-def message(type: str, data: bytes, run_id: str | None = None) -> bytes:
-    """The JSON line of a block. `type` comes from the registry, `data` is JSON text."""
-    if run_id is None:
-        return b'{"type":"%b","data":%b}' % (type.encode(), data)
-    return b'{"type":"%b","run_id":"%b","data":%b}' % (type.encode(), run_id.encode(), data)
+_PLAIN, _LABELLED = Framing.PLAIN, Framing.LABELLED
+
+
+def _block(type: str, data: bytes, position: int | str | None = None, run_id: str | None = None) -> bytes:
+    """One block, with the id that is given. `type` comes from the registry, `data` is JSON text in one line."""
+    head = b"" if position is None else b"id: %b\n" % str(position).encode()
+    label = b"" if run_id is None else b'"run_id":"%b",' % run_id.encode()
+    return b'%bdata: {"type":"%b",%b"data":%b}\n\n' % (head, type.encode(), label, data)
 
 
 def opening(position: int | str, framing: Framing) -> bytes:
-    """How a block begins; one line of JSON and `CLOSING` follow."""
-    if framing is Framing.PLAIN:
-        return b"data: "
-    return b"id: %b\ndata: " % (b"%d" % position if type(position) is int else str(position).encode())
+    """How a block begins that is sent in pieces; one line of JSON and `CLOSING` follow."""
+    return b"data: " if framing is _PLAIN else b"id: %b\ndata: " % str(position).encode()
 
 
 CLOSING = b"\n\n"
@@ -70,12 +71,11 @@ class Frame:
 
     def block(self, framing: Framing, position: str | None = None) -> bytes:
         """The block, with the event's id, or with the position of a viewer for whom that is not enough."""
-        label = self.run_id if framing is Framing.LABELLED else None
+        at = None if framing is _PLAIN else position or self.id
+        label = self.run_id if framing is _LABELLED else None
         *state, (type, data) = self._messages
-        block = opening(position or self.id, framing) + message(type, data, label) + CLOSING
-        for type, data in reversed(state):
-            block = opening(0, Framing.PLAIN) + message(type, data, label) + CLOSING + block
-        return block
+        news = _block(type, data, at, label)
+        return b"".join([*(_block(*message, run_id=label) for message in state), news]) if state else news
 
 
 def greeting(retry_ms: int) -> bytes:
@@ -86,7 +86,7 @@ def greeting(retry_ms: int) -> bytes:
 
 def complaint(text: str) -> bytes:
     """A block that tells a person what is wrong. It is no event, and moves nobody's position."""
-    return opening(0, Framing.PLAIN) + message("error", to_json(text)) + CLOSING
+    return _block("error", to_json(text))
 
 
 def goodbye(retry_ms: int) -> bytes:
