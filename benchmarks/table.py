@@ -12,7 +12,7 @@ _MEETS = {">=": operator.ge, "<=": operator.le}
 @dataclass(frozen=True)
 class Row:
     """One comparison. Each list has a figure for each round, and the medians are shown. The ratio is ours to
-    the peer's, or to the limit's where `to_limit` says so: the median of what each round says by itself, since
+    the peer's, or to the limit's where `to_limit` says so: the median of what each round says alone, since
     within a round the machine is the most alike."""
 
     what: str

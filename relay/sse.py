@@ -32,7 +32,7 @@ _PLAIN, _LABELLED = Framing.PLAIN, Framing.LABELLED
 
 
 def _block(type: str, data: bytes, position: int | str | None = None, run_id: str | None = None) -> bytes:
-    """One block, with the id that is given. `type` comes from the registry, `data` is JSON text in one line."""
+    """A block, with the id that is given. `type` comes from the registry, `data` is one line of JSON."""
     head = b"" if position is None else b"id: %b\n" % str(position).encode()
     label = b"" if run_id is None else b'"run_id":"%b",' % run_id.encode()
     return b'%bdata: {"type":"%b",%b"data":%b}\n\n' % (head, type.encode(), label, data)
