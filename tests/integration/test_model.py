@@ -83,7 +83,7 @@ def test_whatever_happens_to_the_logs_they_hold_what_was_acknowledged(
 
 
 def test_the_model_finds_keys_that_are_forgotten(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    remembered, forgotten = "'PEXPIRE', young, math.floor(2.5 * lifetime)", "'PEXPIRE', young, 1"
+    remembered, forgotten = "'PEXPIRE', young, math.floor(2.5 * lifetime)", "'UNLINK', young"
     assert functions.LIBRARY.count(remembered) == 1
     monkeypatch.setattr(functions, "LIBRARY", functions.LIBRARY.replace(remembered, forgotten))
     assert found_wanting(lambda: explore(valkey, monkeypatch, **MUTANT))
