@@ -66,8 +66,8 @@ def erase(
     entries = 0
     for client, keys in everywhere:
         removed = _remove(client, keys.log, run_id, keys.erased)
+        client.zrem(keys.runs, keys.run(run_id))  # first: a log that an append opens meanwhile enters itself
         client.delete(keys.run(run_id))
-        client.zrem(keys.runs, keys.run(run_id))
         _wait_for_persisters(client, keys, waiting, held_s, patience_s)
         entries += len(removed)
     rows = _remove_rows(connect, run_id)

@@ -1,6 +1,8 @@
 """A run that is erased is gone from all four stores, and does not come back."""
 
+import asyncio
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -79,6 +81,26 @@ def test_it_is_erased_from_every_shard_whatever_the_environment_says_of_them(
     done = CliRunner().invoke(main, ["erase", GONE])
     assert done.output == "Erased: 1 entries, 0 rows, 1 dead letters.\n"
     assert [client.exists(last.owner(GONE), last.run(GONE)), client.xlen(last.log)] == [0, 0]
+
+
+async def test_a_run_that_sends_meanwhile_is_counted_as_any(
+    servers: Servers, client: redis.Redis, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.append([event(GONE)])
+    loop, ran = asyncio.get_running_loop(), list[str]()
+    send: Callable[..., Any] = client.execute_command
+
+    def meddled(*words: Any, **options: Any) -> Any:
+        if words[0] in ("DEL", "ZREM"):
+            asyncio.run_coroutine_threadsafe(publisher.append([event(GONE)]), loop).result(20)
+            ran.append(str(words[0]))
+        return send(*words, **options)
+
+    monkeypatch.setattr(client, "execute_command", meddled)
+    await asyncio.to_thread(erase, [client], partial(database, servers.database_url), GONE)
+    assert {"DEL", "ZREM"} <= set(ran)
+    await publisher.append([event(GONE)])
+    assert client.zrange(KEYS.runs, 0, -1) == client.keys(KEYS.run("*")) == [KEYS.run(GONE).encode()]
 
 
 async def test_what_a_persister_has_in_its_hands_is_waited_for_and_erased(
