@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
+from pydantic_core import from_json
 
 from persister.store import Store
 from relay.events.registry import REGISTRY
@@ -19,14 +20,14 @@ PAGE = 500
 
 class DeadLetter(NamedTuple):
     """An entry that was not archived. `entry` is None where it is not one that this version can read.
-    `raw` is what the log had, with its trace; `fields` the same to be shown, without."""
+    `raw` is what the log had, with its trace; `shown` what it says, for people, or the fields as they are."""
 
     key: str
     shard: int
     stream_id: bytes
     reason: str
     entry: Entry | None
-    fields: dict[str, str]
+    shown: dict[str, Any]
     raw: Sequence[bytes]
 
 
@@ -76,7 +77,20 @@ def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLette
         entry = decode(stream_id, raw, shard)
     except MalformedEntry:
         entry = None
-    if FIELD in parts:
-        parts[FIELD] = without_trace(parts[FIELD])
-    text = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in parts.items()}
-    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, text, raw)
+    shown = _read(entry) if entry else _as_they_are(parts)
+    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, shown, raw)
+
+
+def _read(entry: Entry) -> dict[str, Any]:
+    """What it says; its text where that is no JSON, which may be why PostgreSQL refused it."""
+    try:
+        event = from_json(entry.text)
+    except ValueError:
+        event = entry.text.decode(errors="replace")
+    return {"run_id": entry.run_id, "kind": entry.kind, "event": event}
+
+
+def _as_they_are(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    if FIELD in fields:
+        fields = {**fields, FIELD: without_trace(fields[FIELD])}
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}

@@ -27,7 +27,7 @@ from persister.store import Store
 from relay.hub import Burst, State, Viewer
 from relay.link import Link
 from relay.stream import entry, functions
-from relay.stream.publish import _Lane
+from relay.stream.lane import Lane
 from relay.stream.replay import Replay
 
 
@@ -45,14 +45,14 @@ class Once:
 
 def append_sent(times: int) -> None:
     """Events are stored, and nobody was told."""
-    die, answered = Once(times), _Lane._answered
+    die, answered = Once(times), Lane._answered
 
-    def stored(self: _Lane, link: Link, groups: Any, answer: Any) -> None:
+    def stored(self: Lane, link: Link, groups: Any, answer: Any) -> None:
         if not isinstance(answer, Exception):
             die()
         answered(self, link, groups, answer)
 
-    _Lane._answered = stored  # type: ignore[method-assign]
+    Lane._answered = stored  # type: ignore[method-assign]
 
 
 def before_claim(times: int) -> None:
@@ -169,16 +169,16 @@ def seal_unseen(times: int) -> None:
 
 def retry_on(times: int) -> None:
     """Mutant: a call whose answer was lost is sent again, as drivers do by themselves."""
-    mend = _Lane._mend
+    mend = Lane._mend
 
-    def again(self: _Lane, link: Link, groups: Any, problem: Exception | None) -> None:
+    def again(self: Lane, link: Link, groups: Any, problem: Exception | None) -> None:
         lost = isinstance(problem, redis.exceptions.RedisError | OSError)
         if lost and not isinstance(problem, redis.exceptions.ResponseError):
             self._loop.create_task(_dropped(link)).add_done_callback(lambda _: mend(self, link, groups, None))
         else:
             mend(self, link, groups, problem)
 
-    _Lane._mend = again  # type: ignore[method-assign]
+    Lane._mend = again  # type: ignore[method-assign]
 
 
 async def _dropped(link: Link) -> None:

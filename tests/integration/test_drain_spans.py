@@ -1,5 +1,6 @@
 """What the drain says to whoever traces it: outcomes, once for each batch, never at the archive's cost."""
 
+import json
 import threading
 from typing import Any
 
@@ -14,7 +15,7 @@ from persister.loop import Loop
 from persister.settings import Settings
 from persister.store import Store
 from relay.spans import Spans
-from relay.stream.entry import SEAL_BYTES, NewEvent, head_of, traced
+from relay.stream.entry import NewEvent, traced
 from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.factories import event
@@ -38,8 +39,11 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     assert span.attributes is not None
     assert (span.attributes["relay.events"], span.attributes["relay.dead_letters"]) == (2, 1)
     assert (len(rows(servers.database_url)), pending(client)) == (2, 0)
-    shown = [letter.fields["e"][:-SEAL_BYTES] for letter in DeadLetters([client]) if letter.entry]
-    assert shown == [(head_of(*one[:2]) + one.text).decode() for one in (bad, unknown)]
+    shown = [letter.shown for letter in DeadLetters([client])]
+    assert shown[:-1] == [
+        {"run_id": one.run_id, "kind": one.kind, "event": json.loads(one.text)} for one in (bad, unknown)
+    ]
+    assert shown[-1] == {"some": "thing"}
 
 
 async def test_a_batch_that_comes_again_since_it_was_not_acknowledged_has_its_spans_once(

@@ -17,10 +17,11 @@ from relay.errors import DatabaseUnavailable, KeyReused, NotStored, OutcomeUnkno
 from relay.events.kinds import PaperGenerationProgress
 from relay.history import History
 from relay.processes import running
-from relay.stream import functions, publish
+from relay.stream import functions, lane
 from relay.stream.entry import NewEvent
 from relay.stream.keys import GROUP, ShardKeys, StreamId, created_at, event_id, shard_of_event, shard_of_run
-from relay.stream.publish import CALL_EVENTS, ENOUGH, LINKS, WORTH_A_CALL, Publisher
+from relay.stream.lane import CALL_EVENTS, ENOUGH, LINKS, WORTH_A_CALL
+from relay.stream.publish import Publisher
 from tests.conftest import Servers
 from tests.integration.conftest import publisher_to
 from tests.waiting import until
@@ -73,7 +74,7 @@ async def test_requests_at_the_same_time_share_calls_and_keep_their_own_ids(
 async def test_few_that_come_while_a_call_is_under_way_leave_together_once_it_is_answered(
     publisher: Publisher, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, events: int, calls: int
 ) -> None:
-    monkeypatch.setattr(publish, "PATIENCE_S", 60)
+    monkeypatch.setattr(lane, "PATIENCE_S", 60)
     await publisher.append([event()])
     client.config_resetstat()
     link, held = publisher._lanes[0]._idle[-1], []

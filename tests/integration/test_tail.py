@@ -14,7 +14,8 @@ from relay.hub import Hub, Viewer, Wake
 from relay.sse import Framing
 from relay.stream import tail
 from relay.stream.keys import ShardKeys
-from relay.stream.publish import CALL_EVENTS, LINKS, WORTH_A_CALL, Publisher
+from relay.stream.lane import CALL_EVENTS, LINKS, WORTH_A_CALL
+from relay.stream.publish import Publisher
 from relay.stream.tail import Tailer
 from tests.conftest import Servers
 from tests.factories import entry, event

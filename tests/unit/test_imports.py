@@ -41,6 +41,7 @@ LAYERS = [
         "relay.addresses",
         "relay.reasons",
         "relay.stream.calls",
+        "relay.stream.lane",
         "relay.stream.group",
         "relay.stream.once",
         "relay.stream.trouble",
