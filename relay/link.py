@@ -105,16 +105,12 @@ class _Replies(asyncio.Protocol):
         except redis.exceptions.InvalidResponse as error:
             self.fail(error)
             return
-        if len(self._replies) >= self._count:
-            self._complete()
+        if len(self._replies) == self._count and self._done is not None:
+            self._tell(self._replies)
+        elif len(self._replies) >= self._count:
+            self.fail(redis.exceptions.InvalidResponse("the server said more than it was asked"))
         elif len(self._replies) > had:
             self._due = self._loop.time() + self._within_s
-
-    def _complete(self) -> None:
-        if len(self._replies) > self._count or self._done is None:
-            self.fail(redis.exceptions.InvalidResponse("the server said more than it was asked"))
-        else:
-            self._tell(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.fail(redis.exceptions.ConnectionError("the connection was lost"))
