@@ -1,8 +1,9 @@
-"""Whether costs stay what they are as things grow. The ratio is the dearest to the cheapest."""
+"""Whether costs stay what they are as things grow. The ratio is that of the two steps furthest apart."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from statistics import median
 
 from benchmarks import archive, ingest
@@ -70,7 +71,10 @@ def in_turn(rounds: int, steps: Iterable[int], cost: Callable[[int], float]) -> 
 
 
 def grown(what: str, unit: str, costs: Mapping[int, Sequence[float]], of: str) -> Row:
-    """The dearest step against the cheapest."""
-    by_cost = sorted(costs.values(), key=median)
+    """Of all pairs of steps the one whose ratio is the highest."""
     steps = ", ".join(f"{size:,}: {median(figures):.3g}" for size, figures in costs.items())
-    return Row(f"growth, {what}", unit, by_cost[-1], FLAT, by_cost[0], note=f"by {of}: {steps}")
+    pairs = [
+        Row(f"growth, {what}", unit, dearer, FLAT, cheaper, note=f"by {of}: {steps}")
+        for dearer, cheaper in permutations(costs.values(), 2)
+    ]
+    return max(pairs, key=lambda row: row.ratio)

@@ -11,8 +11,8 @@ from benchmarks.table import Row
 
 BOTH = f"{WEB},{REST}"
 PRODUCERS = 2 * ingest.PRODUCERS
-"""For one and for two workers alike: each of two then has the usual. For the fan-out half of them: of fewer,
-all that each of two has would leave in one call, and wait for it together."""
+"""For one and for two workers alike: each of two then has the usual. For the fan-out half of them: each of
+two then has more than leave at once (see relay/stream/lane.py), or they would all wait for the same call."""
 
 
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:

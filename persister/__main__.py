@@ -126,7 +126,7 @@ def show(key: str) -> None:
         raise click.ClickException(
             "There is no dead letter with that key; `persister dead-letters list` shows all."
         )
-    document = {"key": letter.key, "id": letter.stream_id.decode(), "reason": letter.reason} | letter.shown
+    document = {"key": letter.key, "id": letter.stream_id.decode(), "reason": letter.reason} | letter.shown()
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 

@@ -1,5 +1,6 @@
 """What could not be archived: to be looked at, and stored after the cause is gone."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,15 +21,23 @@ PAGE = 500
 
 class DeadLetter(NamedTuple):
     """An entry that was not archived. `entry` is None where it is not one that this version can read.
-    `raw` is what the log had, with its trace; `shown` what it says, for people, or the fields as they are."""
+    `raw` is what the log had, with its trace: fields and values in turn."""
 
     key: str
     shard: int
     stream_id: bytes
     reason: str
     entry: Entry | None
-    shown: dict[str, Any]
     raw: Sequence[bytes]
+
+    def shown(self) -> dict[str, Any]:
+        """What it says, for people, without its trace; where it can not be read, its fields as they are."""
+        if self.entry is not None:
+            return {"run_id": self.entry.run_id, "kind": self.entry.kind, "event": _read(self.entry.text)}
+        fields = dict(zip(self.raw[::2], self.raw[1::2], strict=True))
+        if FIELD in fields:
+            fields[FIELD] = without_trace(fields[FIELD])
+        return {_text(name): _text(value) for name, value in fields.items()}
 
 
 class DeadLetters:
@@ -77,20 +86,18 @@ def _dead_letter(shard: int, id: bytes, fields: dict[bytes, bytes]) -> DeadLette
         entry = decode(stream_id, raw, shard)
     except MalformedEntry:
         entry = None
-    shown = _read(entry) if entry else _as_they_are(parts)
-    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, shown, raw)
+    return DeadLetter(f"{shard}/{id.decode()}", shard, stream_id, reason, entry, raw)
 
 
-def _read(entry: Entry) -> dict[str, Any]:
-    """What it says; its text where that is no JSON, which may be why PostgreSQL refused it."""
+def _read(text: bytes) -> Any:
+    """The event, or its text where that is no JSON, or would be another number: why it was refused, maybe."""
     try:
-        event = from_json(entry.text)
+        event = from_json(text)
+        json.dumps(event, allow_nan=False)
     except ValueError:
-        event = entry.text.decode(errors="replace")
-    return {"run_id": entry.run_id, "kind": entry.kind, "event": event}
+        return _text(text)
+    return event
 
 
-def _as_they_are(fields: dict[bytes, bytes]) -> dict[str, Any]:
-    if FIELD in fields:
-        fields = {**fields, FIELD: without_trace(fields[FIELD])}
-    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in fields.items()}
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")

@@ -76,7 +76,7 @@ class Group(NamedTuple):
 
 
 class Lane:
-    """What waits to be written to a shard, and the connections that write it."""
+    """That of one shard."""
 
     def __init__(
         self,

@@ -162,7 +162,7 @@ def test_dead_letters_of_all_shards_are_listed_shown_and_stored(
     assert [line[:2] for line in listed] == [[key, f"run-{shard}"] for shard, key in enumerate(keys)]
     for shard in (0, MAX_SHARDS - 1):
         shown = json.loads("\n".join(typed(persister_command, f"dead-letters show {keys[shard]}")))
-        assert (run_of(shown["e"].encode()), shown["id"]) == (f"run-{shard}", f"{EPOCH_MS + shard}-0")
+        assert (shown["run_id"], shown["id"]) == (f"run-{shard}", f"{EPOCH_MS + shard}-0")
 
     assert typed(persister_command, f"dead-letters requeue {keys[5]}") == [f"{keys[5]}\tstored"]
     assert archived(servers) == ["run-5"]

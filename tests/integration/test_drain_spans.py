@@ -39,7 +39,7 @@ async def test_the_outcome_of_a_traced_entry_is_in_its_span_and_its_dead_letter_
     assert span.attributes is not None
     assert (span.attributes["relay.events"], span.attributes["relay.dead_letters"]) == (2, 1)
     assert (len(rows(servers.database_url)), pending(client)) == (2, 0)
-    shown = [letter.shown for letter in DeadLetters([client])]
+    shown = [letter.shown() for letter in DeadLetters([client])]
     assert shown[:-1] == [
         {"run_id": one.run_id, "kind": one.kind, "event": json.loads(one.text)} for one in (bad, unknown)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from benchmarks.growth import grown
 from benchmarks.load import Load, Service, WentWrong
 from benchmarks.table import Row, render
 
@@ -70,6 +71,11 @@ def test_a_viewer_that_saw_everything_once_and_in_order_is_counted() -> None:
 def test_an_event_that_is_lost_repeated_or_out_of_order_ends_the_run(numbers: list[int], wrong: str) -> None:
     with pytest.raises(WentWrong, match=wrong):
         watched(numbers, 3)
+
+
+def test_growth_is_told_by_the_two_steps_that_are_furthest_apart_round_by_round() -> None:
+    row = grown("a step", "s", {1: [10, 20, 41], 2: [12, 24, 42], 3: [9, 30, 60]}, "sizes")
+    assert (row.ours, row.peer, row.ratio) == ([9, 30, 60], [10, 20, 41], 60 / 41)
 
 
 def test_a_row_compares_round_by_round_and_with_its_goal() -> None:

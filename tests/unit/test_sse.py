@@ -64,6 +64,9 @@ def test_state_goes_before_its_event_and_does_not_move_the_position() -> None:
         ("run_event", "7311"),
     ]
     assert position == "7311"
+    labelled = b'data: {"type":"run_update","run_id":"run-1","data":{}}\n\n'
+    news = b'id: 7311.0\ndata: {"type":"run_event","run_id":"run-1","data":{}}\n\n'
+    assert frame.block(Framing.LABELLED, "7311.0") == labelled + news
 
 
 @pytest.mark.parametrize("data", [b'{"a":\n1}', b'{"a":\r1}'])
