@@ -66,9 +66,7 @@ def erase(
     entries = 0
     for client, keys in everywhere:
         removed = _remove(client, keys.log, run_id, keys.erased)
-        client.zrem(
-            keys.runs, keys.run(run_id)
-        )  # first: an append that opens it anew enters it again
+        client.zrem(keys.runs, keys.run(run_id))  # first: an append that opens it anew enters it again
         client.delete(keys.run(run_id))
         _wait_for_persisters(client, keys, waiting, held_s, patience_s)
         entries += len(removed)
