@@ -11,8 +11,10 @@ from benchmarks.table import Row
 
 BOTH = f"{WEB},{REST}"
 PRODUCERS = 2 * ingest.PRODUCERS
-"""For one and for two workers alike: each of two then has the usual. For the fan-out half of them: each of
-two then has more than leave at once (see relay/stream/lane.py), or they would all wait for the same call."""
+"""For one and for two workers alike: each of two then has the usual."""
+VIEWED_PRODUCERS = ingest.PRODUCERS
+"""The same for the fan-out: each of two then has more than leave at once (see relay/stream/lane.py), or they
+would all wait for the same call."""
 
 
 def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
@@ -22,7 +24,7 @@ def rows(lab: Lab, sizes: Sizes) -> Iterator[Row]:
         return ingest.rate(lab, relay, short, producers=PRODUCERS, cores=cores)
 
     def delivered(relay: Relay, cores: str) -> float:
-        return fanout.deliveries(lab, relay, short, producers=PRODUCERS // 2, cores=cores)
+        return fanout.deliveries(lab, relay, short, producers=VIEWED_PRODUCERS, cores=cores)
 
     def delivered_singly(relay: Relay, cores: str) -> float:
         return fanout.deliveries(lab, relay, short, producers=1, cores=cores)

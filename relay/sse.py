@@ -28,22 +28,20 @@ class Framing(IntEnum):
     LABELLED = 2  # the same, and the message says which run it is about
 
 
-_PLAIN, _LABELLED = Framing.PLAIN, Framing.LABELLED
-
-
-def _block(type: str, data: bytes, position: int | str | None = None, run_id: str | None = None) -> bytes:
-    """A block, with the id that is given. `type` comes from the registry, `data` is one line of JSON."""
-    head = b"" if position is None else b"id: %b\n" % str(position).encode()
-    label = b"" if run_id is None else b'"run_id":"%b",' % run_id.encode()
-    return b'%bdata: {"type":"%b",%b"data":%b}\n\n' % (head, type.encode(), label, data)
+_NO_ID, CLOSING = b"data: ", b"\n\n"
 
 
 def opening(position: int | str, framing: Framing) -> bytes:
-    """How a block begins that is sent in pieces; one line of JSON and `CLOSING` follow."""
-    return b"data: " if framing is _PLAIN else b"id: %b\ndata: " % str(position).encode()
+    """How a block begins; one line of JSON and `CLOSING` follow."""
+    return _NO_ID if framing is Framing.PLAIN else b"id: %b\ndata: " % str(position).encode()
 
 
-CLOSING = b"\n\n"
+def _block(opening: bytes, type: str, data: bytes, run_id: str | None = None) -> bytes:
+    """A whole block. `type` comes from the registry, `data` is one line of JSON."""
+    label = b"" if run_id is None else b'"run_id":"%b",' % run_id.encode()
+    return b'%b{"type":"%b",%b"data":%b}%b' % (opening, type.encode(), label, data, CLOSING)
+
+
 _LF, _CR = b"\n\r"
 """As numbers, since `in` tries a byte string as one before it looks, which takes ten times as long."""
 
@@ -71,11 +69,10 @@ class Frame:
 
     def block(self, framing: Framing, position: str | None = None) -> bytes:
         """The block, with the event's id, or with the position of a viewer for whom that is not enough."""
-        at = None if framing is _PLAIN else position or self.id
-        label = self.run_id if framing is _LABELLED else None
+        label = self.run_id if framing is Framing.LABELLED else None
         *state, (type, data) = self._messages
-        news = _block(type, data, at, label)
-        return b"".join([*(_block(*message, run_id=label) for message in state), news]) if state else news
+        news = _block(opening(position or self.id, framing), type, data, label)
+        return b"".join([_block(_NO_ID, *message, label) for message in state]) + news if state else news
 
 
 def greeting(retry_ms: int) -> bytes:
@@ -86,7 +83,7 @@ def greeting(retry_ms: int) -> bytes:
 
 def complaint(text: str) -> bytes:
     """A block that tells a person what is wrong. It is no event, and moves nobody's position."""
-    return _block("error", to_json(text))
+    return _block(_NO_ID, "error", to_json(text))
 
 
 def goodbye(retry_ms: int) -> bytes:

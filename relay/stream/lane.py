@@ -76,7 +76,7 @@ class Group(NamedTuple):
 
 
 class Lane:
-    """That of one shard."""
+    """The write path of one shard. `connect` and `floor`: see Publisher. `call` packs what is sent."""
 
     def __init__(
         self,
